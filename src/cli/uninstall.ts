@@ -1,0 +1,6 @@
+import { Command } from 'commander';
+
+/** `ebbtide uninstall`. */
+export function uninstallCommand(): Command {
+  return new Command('uninstall');
+}

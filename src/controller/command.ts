@@ -1,0 +1,6 @@
+import { Command } from 'commander';
+
+/** `ebbtide controller`. */
+export function controllerCommand(): Command {
+  return new Command('controller');
+}
