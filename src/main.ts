@@ -1,11 +1,22 @@
 #!/usr/bin/env node
 /** The `ebbtide` command. Each subcommand lives beside what it runs and loads its heavy parts only when it runs. */
-import { Command } from 'commander';
-import { agentCommand } from './agent/command.js';
-import { demoCommand } from './cli/demo.js';
-import { uninstallCommand } from './cli/uninstall.js';
-import { controllerCommand } from './controller/command.js';
-import { proxyCommand } from './proxy/command.js';
+
+// Checked before anything else is loaded: the native engine uses the TLS library of the very Node it was built for.
+const major = Number(process.versions.node.split('.')[0]);
+if (major < 24) {
+  process.stderr.write(
+    `ebbtide needs Node 24 or newer, this is ${process.version} (${process.execPath}).\n` +
+      'In a checkout run it by `npx ebbtide` or put node_modules/.bin first on PATH: the right Node is installed there.\n',
+  );
+  process.exit(1);
+}
+
+const { Command } = await import('commander');
+const { agentCommand } = await import('./agent/command.js');
+const { demoCommand } = await import('./cli/demo.js');
+const { uninstallCommand } = await import('./cli/uninstall.js');
+const { controllerCommand } = await import('./controller/command.js');
+const { proxyCommand } = await import('./proxy/command.js');
 
 const program = new Command('ebbtide').description('A service mesh without sidecars.').version('0.1.0');
 program.addCommand(controllerCommand());
