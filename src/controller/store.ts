@@ -1,0 +1,128 @@
+/** Resources that xDS serves, with a log of what changed when: a stream remembers one number, not fifty thousand names. */
+import { createHash } from 'node:crypto';
+
+export const ADDRESS_TYPE = 'type.googleapis.com/istio.workload.Address';
+export const AUTHORIZATION_TYPE = 'type.googleapis.com/istio.security.Authorization';
+export type TypeUrl = typeof ADDRESS_TYPE | typeof AUTHORIZATION_TYPE;
+
+/** One resource as it goes over the wire. */
+export interface Resource {
+  readonly name: string;
+  /** Hash of the content: equal on every replica and after a restart. */
+  readonly version: string;
+  /** Encoded `istio.workload.Address` or `istio.security.Authorization`. */
+  readonly value: Uint8Array;
+  /** Further keys under which an on-demand client may ask for it (`network/ip`, `namespace/hostname`). */
+  readonly aliases: readonly string[];
+}
+
+/** Names that changed between two generations. */
+export interface Delta {
+  readonly upserts: readonly Resource[];
+  readonly removals: readonly string[];
+}
+
+/** Makes a resource, its version being the hash of its encoded content. */
+export function makeResource(name: string, value: Uint8Array, aliases: readonly string[] = []): Resource {
+  const hash = createHash('sha256').update(value);
+  return { name, version: hash.digest('base64url').slice(0, 16), value, aliases };
+}
+
+interface Change {
+  readonly generation: number;
+  readonly name: string;
+}
+
+/** All resources of one type. Generations only grow; they are of this process and never go over the wire. */
+export class ResourceStore {
+  #resources: ReadonlyMap<string, Resource> = new Map();
+  /** Made when a client first asks on demand: most clients are told everything. */
+  #byAlias: ReadonlyMap<string, readonly Resource[]> | undefined;
+  #log: Change[] = [];
+  #generation = 0;
+  /** Oldest generation from which the log is whole. */
+  #since = 0;
+
+  get resources(): ReadonlyMap<string, Resource> {
+    return this.#resources;
+  }
+
+  get generation(): number {
+    return this.#generation;
+  }
+
+  /** Resources that a client which asks on demand means by `key`: a name or an alias. */
+  find(key: string): readonly Resource[] {
+    const own = this.#resources.get(key);
+    this.#byAlias ??= indexAliases(this.#resources);
+    const others = this.#byAlias.get(key) ?? [];
+    return own === undefined ? others : [own, ...others.filter((other) => other !== own)];
+  }
+
+  /**
+   * Replaces everything by `next`.
+   * @param generation of the new state, greater than every one before
+   * @returns number of resources that were added, changed or removed
+   */
+  commit(next: ReadonlyMap<string, Resource>, generation: number): number {
+    const before = this.#log.length;
+    for (const [name, resource] of next) {
+      if (this.#resources.get(name)?.version !== resource.version) this.#log.push({ generation, name });
+    }
+    for (const name of this.#resources.keys()) {
+      if (!next.has(name)) this.#log.push({ generation, name });
+    }
+    const changed = this.#log.length - before;
+    this.#resources = next;
+    this.#generation = generation;
+    if (changed > 0) this.#byAlias = undefined;
+    return changed;
+  }
+
+  /**
+   * What changed after `generation`; undefined where that is too long ago to know, so that the client has to begin anew.
+   */
+  changesSince(generation: number): Delta | undefined {
+    if (generation < this.#since) return undefined;
+    const upserts: Resource[] = [];
+    const removals: string[] = [];
+    const seen = new Set<string>();
+    for (let index = this.#log.length - 1; index >= 0; index--) {
+      const change = this.#log[index];
+      if (change === undefined || change.generation <= generation) break;
+      if (seen.has(change.name)) continue;
+      seen.add(change.name);
+      const resource = this.#resources.get(change.name);
+      if (resource === undefined) removals.push(change.name);
+      else upserts.push(resource);
+    }
+    return { upserts, removals };
+  }
+
+  /**
+   * Forgets changes that every stream has seen.
+   * @param seen the smallest generation that some stream is at
+   * @param limit changes kept at most: streams that are further behind must begin anew
+   */
+  trim(seen: number, limit: number): void {
+    let drop = this.#log.findIndex((change) => change.generation > seen);
+    if (drop === -1) drop = this.#log.length;
+    drop = Math.max(drop, this.#log.length - limit);
+    if (drop === 0) return;
+    const last = this.#log[drop - 1];
+    if (last !== undefined) this.#since = Math.max(this.#since, last.generation);
+    this.#log = this.#log.slice(drop);
+  }
+}
+
+function indexAliases(resources: ReadonlyMap<string, Resource>): Map<string, Resource[]> {
+  const index = new Map<string, Resource[]>();
+  for (const resource of resources.values()) {
+    for (const alias of resource.aliases) {
+      const list = index.get(alias);
+      if (list === undefined) index.set(alias, [resource]);
+      else list.push(resource);
+    }
+  }
+  return index;
+}
