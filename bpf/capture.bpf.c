@@ -1,0 +1,559 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* Programs at the root of cgroup2: captured pods' connects go to the proxy, names and SO_ORIGINAL_DST tell
+ * the truth about them, and every connection is published under its exact tuple before its first packet
+ * leaves. */
+#include "maps.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define EBB_SOCK_STREAM 1
+#define EBB_IPPROTO_MPTCP 262
+#define EBB_SOL_SOCKET 1
+#define EBB_SO_BINDTODEVICE 25
+#define EBB_SOL_IP 0
+#define EBB_SOL_IPV6 41
+#define EBB_SO_ORIGINAL_DST 80 /* also IP6T_SO_ORIGINAL_DST */
+#define EBB_PAGE_SIZE 4096
+
+/* Return values of cgroup address hooks: refuse makes the system call fail with EPERM. */
+#define EBB_REFUSE 0
+#define EBB_ALLOW 1
+
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(max_entries, EBB_MAX_PROXIES);
+  __type(key, __u32);
+  __type(value, struct ebb_proxy);
+} ebb_proxies SEC(".maps");
+
+/* Cloned to accepted sockets, so that those of the proxy's listeners are known as the proxy's. */
+struct {
+  __uint(type, BPF_MAP_TYPE_SK_STORAGE);
+  __uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+  __type(key, int);
+  __type(value, struct ebb_socket);
+} ebb_sockets SEC(".maps");
+
+/* Only callable where a task is the cause: connect and bind. Both must match: a pid that is reused while no
+ * agent watches belongs to a process in another cgroup. */
+static __always_inline int is_proxy(void) {
+  __u32 tgid = bpf_get_current_pid_tgid() >> 32;
+  struct ebb_proxy* proxy = bpf_map_lookup_elem(&ebb_proxies, &tgid);
+
+  return proxy && proxy->cgroup == bpf_get_current_cgroup_id();
+}
+
+static __always_inline void count_capture(__u64 cookie, int steered) {
+  struct ebb_stats* stats = bpf_map_lookup_elem(&ebb_stats, &cookie);
+
+  if (!stats) return;
+  if (steered)
+    __sync_fetch_and_add(&stats->steered, 1);
+  else
+    __sync_fetch_and_add(&stats->captured, 1);
+  stats->last_ns = bpf_ktime_get_boot_ns();
+}
+
+static __always_inline int is_tcp(struct bpf_sock_addr* ctx) {
+  return ctx->type == EBB_SOCK_STREAM &&
+         (ctx->protocol == EBB_IPPROTO_TCP || ctx->protocol == EBB_IPPROTO_MPTCP);
+}
+
+/* Returns what to do with a connect to the address: 0 refuse, 1 allow as it is, 2 rewrite to socket->target.
+ */
+static __always_inline int decide_connect(struct bpf_sock_addr* ctx, const __u32* address, __u16 port) {
+  __u64 cookie = bpf_get_netns_cookie(ctx);
+  struct ebb_pod* pod = bpf_map_lookup_elem(&ebb_pods, &cookie);
+  struct bpf_sock* listener;
+  struct ebb_socket* state;
+  char lo[3] = "lo";
+  __u32 hash;
+
+  if (!pod) return EBB_ALLOW;
+  if (is_proxy()) {
+    state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+    if (!state) return EBB_REFUSE;
+    if (state->kind != EBB_KIND_CLAIM) state->kind = EBB_KIND_PROXY;
+    return EBB_ALLOW;
+  }
+  if (!(pod->flags & EBB_POD_CAPTURED) || ebb_is_any(address) || ebb_is_loopback(address) ||
+      ebb_is_own(cookie, address)) {
+    /* A socket may connect, disconnect and connect again: what was decided before must not be published. */
+    bpf_sk_storage_delete(&ebb_sockets, ctx->sk);
+    return EBB_ALLOW;
+  }
+
+  hash = ebb_mix(ebb_mix(ebb_mix(address[0], address[1]), ebb_mix(address[2], address[3])), port);
+  listener = ebb_find_listener(cookie, EBB_ROLE_OUTBOUND, hash);
+  if (!listener) {
+    struct ebb_stats* stats = bpf_map_lookup_elem(&ebb_stats, &cookie);
+
+    if (stats) __sync_fetch_and_add(&stats->refused, 1);
+    return EBB_REFUSE;
+  }
+  bpf_sk_release(listener);
+
+  state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (!state) return EBB_REFUSE;
+  state->kind = EBB_KIND_OUTBOUND;
+  state->role = 0;
+  ebb_copy(state->address, address);
+  state->port = port;
+  if (ebb_is_mapped(address)) {
+    /* 127.128.0.0/10: clear of the usual loopback addresses and of 127.255.255.255. */
+    ebb_copy(state->own, pod->ip4);
+    ebb_map4(state->target, bpf_htonl(0x7f800000 | (hash & 0x3fffff)));
+    state->target_port = EBB_OUTBOUND_PORT;
+  } else {
+    /* One address only, so ports spread the connections; below the ephemeral range, or a socket could be
+     * given the target's port as its own and connect to itself. */
+    __u32 target_port = 1 + hash % 16383;
+
+    if (ctx->sk->src_port == target_port) target_port++;
+    ebb_copy(state->own, pod->ip6);
+    state->target[0] = 0;
+    state->target[1] = 0;
+    state->target[2] = 0;
+    state->target[3] = bpf_htonl(1);
+    state->target_port = target_port;
+  }
+  /* Bound to another device the connect to loopback would time out. */
+  if (ctx->sk->bound_dev_if && bpf_setsockopt(ctx, EBB_SOL_SOCKET, EBB_SO_BINDTODEVICE, lo, sizeof(lo)))
+    return EBB_REFUSE;
+  return 2;
+}
+
+SEC("cgroup/connect4")
+int ebb_connect4(struct bpf_sock_addr* ctx) {
+  struct ebb_socket* state;
+  __u32 address[4];
+  int verdict;
+
+  if (!is_tcp(ctx)) return EBB_ALLOW;
+  ebb_map4(address, ctx->user_ip4);
+  verdict = decide_connect(ctx, address, bpf_ntohs(ctx->user_port));
+  if (verdict != 2) return verdict;
+  state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, 0);
+  if (!state) return EBB_REFUSE;
+  ctx->user_ip4 = state->target[3];
+  ctx->user_port = bpf_htons(state->target_port);
+  return EBB_ALLOW;
+}
+
+SEC("cgroup/connect6")
+int ebb_connect6(struct bpf_sock_addr* ctx) {
+  struct ebb_socket* state;
+  __u32 address[4];
+  int verdict;
+
+  if (!is_tcp(ctx)) return EBB_ALLOW;
+  address[0] = ctx->user_ip6[0];
+  address[1] = ctx->user_ip6[1];
+  address[2] = ctx->user_ip6[2];
+  address[3] = ctx->user_ip6[3];
+  verdict = decide_connect(ctx, address, bpf_ntohs(ctx->user_port));
+  if (verdict != 2) return verdict;
+  state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, 0);
+  if (!state) return EBB_REFUSE;
+  ctx->user_ip6[0] = state->target[0];
+  ctx->user_ip6[1] = state->target[1];
+  ctx->user_ip6[2] = state->target[2];
+  ctx->user_ip6[3] = state->target[3];
+  ctx->user_port = bpf_htons(state->target_port);
+  return EBB_ALLOW;
+}
+
+/* Returns what to do with the proxy's bind: 0 refuse, 1 allow as it is, 2 bind to port 0, 3 bind to
+ * socket->own port 0. */
+static __always_inline int decide_bind(struct bpf_sock_addr* ctx, const __u32* address, __u16 port) {
+  __u64 cookie = bpf_get_netns_cookie(ctx);
+  struct ebb_pod* pod = bpf_map_lookup_elem(&ebb_pods, &cookie);
+  struct ebb_socket* state;
+
+  if (!pod || !is_proxy()) return EBB_ALLOW;
+  if (ebb_is_any(address)) {
+    if (port != EBB_OUTBOUND_PORT && port != EBB_PLAINTEXT_PORT && port != EBB_HBONE_PORT) return EBB_ALLOW;
+    state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+    if (!state) return EBB_REFUSE;
+    state->kind = EBB_KIND_LISTENER;
+    state->role = port == EBB_OUTBOUND_PORT ? EBB_ROLE_OUTBOUND
+                  : port == EBB_HBONE_PORT  ? EBB_ROLE_HBONE
+                                            : EBB_ROLE_PLAINTEXT;
+    return 2;
+  }
+  if (ebb_is_loopback(address) || (port == 0 && ebb_is_own(cookie, address))) return EBB_ALLOW;
+  if (!(pod->flags & (ebb_is_mapped(address) ? EBB_POD_HAS_IP4 : EBB_POD_HAS_IP6))) return EBB_REFUSE;
+  state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (!state) return EBB_REFUSE;
+  state->kind = EBB_KIND_CLAIM;
+  ebb_copy(state->address, address);
+  state->port = port;
+  ebb_copy(state->own, ebb_is_mapped(address) ? pod->ip4 : pod->ip6);
+  return 3;
+}
+
+SEC("cgroup/bind4")
+int ebb_bind4(struct bpf_sock_addr* ctx) {
+  struct ebb_socket* state;
+  __u32 address[4];
+  int verdict;
+
+  if (!is_tcp(ctx)) return EBB_ALLOW;
+  ebb_map4(address, ctx->user_ip4);
+  verdict = decide_bind(ctx, address, bpf_ntohs(ctx->user_port));
+  if (verdict < 2) return verdict;
+  state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, 0);
+  if (!state) return EBB_REFUSE;
+  if (verdict == 3) ctx->user_ip4 = state->own[3];
+  ctx->user_port = 0;
+  return EBB_ALLOW;
+}
+
+SEC("cgroup/bind6")
+int ebb_bind6(struct bpf_sock_addr* ctx) {
+  struct ebb_socket* state;
+  __u32 address[4];
+  int verdict;
+
+  if (!is_tcp(ctx)) return EBB_ALLOW;
+  address[0] = ctx->user_ip6[0];
+  address[1] = ctx->user_ip6[1];
+  address[2] = ctx->user_ip6[2];
+  address[3] = ctx->user_ip6[3];
+  verdict = decide_bind(ctx, address, bpf_ntohs(ctx->user_port));
+  if (verdict < 2) return verdict;
+  state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, 0);
+  if (!state) return EBB_REFUSE;
+  if (verdict == 3) {
+    ctx->user_ip6[0] = state->own[0];
+    ctx->user_ip6[1] = state->own[1];
+    ctx->user_ip6[2] = state->own[2];
+    ctx->user_ip6[3] = state->own[3];
+  }
+  ctx->user_port = 0;
+  return EBB_ALLOW;
+}
+
+/* The tuple as the socket sees it. A mapped AF_INET6 socket keeps its addresses mapped. Both families are
+ * read before the choice, or the compiler would compute with the pointer to the socket, which the verifier
+ * refuses. */
+static __always_inline void socket_tuple(struct ebb_tuple* key, struct bpf_sock* socket) {
+  volatile struct bpf_sock* sk = socket;
+  __u32 local4 = sk->src_ip4, remote4 = sk->dst_ip4;
+  __u32 local[4] = {sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3]};
+  __u32 remote[4] = {sk->dst_ip6[0], sk->dst_ip6[1], sk->dst_ip6[2], sk->dst_ip6[3]};
+
+  if (sk->family == EBB_AF_INET) {
+    ebb_map4(key->local, local4);
+    ebb_map4(key->remote, remote4);
+  } else {
+    ebb_copy(key->local, local);
+    ebb_copy(key->remote, remote);
+  }
+  key->local_port = sk->src_port;
+  key->remote_port = bpf_ntohs(sk->dst_port);
+}
+
+static __always_inline void reverse_tuple(struct ebb_tuple* to, const struct ebb_tuple* from) {
+  to->cookie = from->cookie;
+  ebb_copy(to->local, from->remote);
+  ebb_copy(to->remote, from->local);
+  to->local_port = from->remote_port;
+  to->remote_port = from->local_port;
+  to->reserved = 0;
+}
+
+/* The other end as the socket's owner should see it. Keyed by tuple, because with MPTCP connect saw the
+ * subflow and this sees the MPTCP socket. Returns whether there is something to say. */
+static __always_inline int peer_name(struct bpf_sock_addr* ctx, __u32* address, __u16* port) {
+  struct ebb_tuple key = {}, reverse = {};
+  struct ebb_socket* state;
+  struct ebb_flow* flow;
+
+  if (!is_tcp(ctx) || !ctx->sk->dst_port) return 0;
+  key.cookie = bpf_get_netns_cookie(ctx);
+  socket_tuple(&key, ctx->sk);
+  flow = bpf_map_lookup_elem(&ebb_flows, &key);
+  if (flow) {
+    if (flow->kind != EBB_KIND_OUTBOUND && flow->kind != EBB_KIND_CLAIM) return 0;
+    ebb_copy(address, flow->address);
+    *port = flow->port;
+    return 1;
+  }
+  if (!ebb_is_loopback(key.remote) && !ebb_is_loopback(key.local)) return 0;
+  /* The proxy asks who called: the pod, by the pod's own address. */
+  reverse_tuple(&reverse, &key);
+  flow = bpf_map_lookup_elem(&ebb_flows, &reverse);
+  if (flow && flow->kind == EBB_KIND_OUTBOUND && ebb_is_loopback(key.remote) && flow->own[3]) {
+    ebb_copy(address, flow->own);
+    *port = key.remote_port;
+    return 1;
+  }
+  /* TCP_FASTOPEN_CONNECT: connected by name, but the SYN waits for the first write. */
+  state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, 0);
+  if (state && state->kind == EBB_KIND_OUTBOUND && state->target_port == key.remote_port &&
+      state->target[3] == key.remote[3]) {
+    ebb_copy(address, state->address);
+    *port = state->port;
+    return 1;
+  }
+  return 0;
+}
+
+/* The socket's own address as its owner should see it: the pod's, where connect to loopback made the kernel
+ * choose loopback. */
+static __always_inline int own_name(struct bpf_sock_addr* ctx, __u32* address) {
+  struct ebb_tuple key = {};
+  struct ebb_socket* state;
+  struct ebb_flow* flow;
+
+  if (!is_tcp(ctx) || !ctx->sk->dst_port) return 0;
+  key.cookie = bpf_get_netns_cookie(ctx);
+  socket_tuple(&key, ctx->sk);
+  if (!ebb_is_loopback(key.local)) return 0;
+  flow = bpf_map_lookup_elem(&ebb_flows, &key);
+  if (flow && flow->kind == EBB_KIND_OUTBOUND) {
+    ebb_copy(address, flow->own);
+    return address[3] != 0;
+  }
+  state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, 0);
+  if (state && state->kind == EBB_KIND_OUTBOUND && state->target_port == key.remote_port &&
+      state->target[3] == key.remote[3]) {
+    ebb_copy(address, state->own);
+    return address[3] != 0;
+  }
+  return 0;
+}
+
+SEC("cgroup/getpeername4")
+int ebb_getpeername4(struct bpf_sock_addr* ctx) {
+  __u32 address[4];
+  __u16 port;
+
+  if (peer_name(ctx, address, &port)) {
+    ctx->user_ip4 = address[3];
+    ctx->user_port = bpf_htons(port);
+  }
+  return EBB_ALLOW;
+}
+
+SEC("cgroup/getpeername6")
+int ebb_getpeername6(struct bpf_sock_addr* ctx) {
+  __u32 address[4];
+  __u16 port;
+
+  if (peer_name(ctx, address, &port)) {
+    ctx->user_ip6[0] = address[0];
+    ctx->user_ip6[1] = address[1];
+    ctx->user_ip6[2] = address[2];
+    ctx->user_ip6[3] = address[3];
+    ctx->user_port = bpf_htons(port);
+  }
+  return EBB_ALLOW;
+}
+
+SEC("cgroup/getsockname4")
+int ebb_getsockname4(struct bpf_sock_addr* ctx) {
+  __u32 address[4];
+
+  if (own_name(ctx, address)) ctx->user_ip4 = address[3];
+  return EBB_ALLOW;
+}
+
+SEC("cgroup/getsockname6")
+int ebb_getsockname6(struct bpf_sock_addr* ctx) {
+  __u32 address[4];
+
+  if (own_name(ctx, address)) {
+    ctx->user_ip6[0] = address[0];
+    ctx->user_ip6[1] = address[1];
+    ctx->user_ip6[2] = address[2];
+    ctx->user_ip6[3] = address[3];
+  }
+  return EBB_ALLOW;
+}
+
+/* SO_ORIGINAL_DST on a connection accepted by the proxy's outbound listener. Every other call is left as the
+ * kernel answered it. */
+SEC("cgroup/getsockopt")
+int ebb_getsockopt(struct bpf_sockopt* ctx) {
+  struct ebb_tuple seen = {}, key = {};
+  __u8 *value = ctx->optval, *end = ctx->optval_end;
+  struct ebb_flow* flow;
+
+  if (ctx->optname != EBB_SO_ORIGINAL_DST || (ctx->level != EBB_SOL_IP && ctx->level != EBB_SOL_IPV6))
+    goto untouched;
+  if (!ctx->sk || ctx->sk->protocol != EBB_IPPROTO_TCP || !ctx->sk->dst_port) goto untouched;
+  seen.cookie = bpf_get_netns_cookie(ctx);
+  socket_tuple(&seen, ctx->sk);
+  reverse_tuple(&key, &seen);
+  flow = bpf_map_lookup_elem(&ebb_flows, &key);
+  if (!flow || flow->kind != EBB_KIND_OUTBOUND) goto untouched;
+  if (ctx->level == EBB_SOL_IP) {
+    if (!ebb_is_mapped(flow->address) || value + 16 > end) goto untouched;
+    *(__u16*)value = EBB_AF_INET;
+    *(__u16*)(value + 2) = bpf_htons(flow->port);
+    *(__u32*)(value + 4) = flow->address[3];
+    *(__u64*)(value + 8) = 0;
+    ctx->optlen = 16;
+  } else {
+    if (value + 28 > end) goto untouched;
+    *(__u16*)value = EBB_AF_INET6;
+    *(__u16*)(value + 2) = bpf_htons(flow->port);
+    *(__u32*)(value + 4) = 0;
+    ebb_copy((__u32*)(value + 8), flow->address);
+    *(__u32*)(value + 24) = 0;
+    ctx->optlen = 28;
+  }
+  barrier();
+  ctx->retval = 0;
+  return EBB_ALLOW;
+untouched:
+  /* The kernel shows a program one page only; 0 says that the caller's own buffer holds the answer. */
+  if (ctx->optlen > EBB_PAGE_SIZE) ctx->optlen = 0;
+  return EBB_ALLOW;
+}
+
+static __always_inline void sockops_tuple(struct ebb_tuple* key, struct bpf_sock_ops* ops) {
+  volatile struct bpf_sock_ops* ctx = ops;
+  __u32 local4 = ctx->local_ip4, remote4 = ctx->remote_ip4;
+  __u32 local[4] = {ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3]};
+  __u32 remote[4] = {ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2], ctx->remote_ip6[3]};
+
+  if (ctx->family == EBB_AF_INET) {
+    ebb_map4(key->local, local4);
+    ebb_map4(key->remote, remote4);
+  } else {
+    ebb_copy(key->local, local);
+    ebb_copy(key->remote, remote);
+  }
+  key->local_port = ctx->local_port;
+  key->remote_port = bpf_ntohl(ctx->remote_port);
+}
+
+static __always_inline void watch_state(struct bpf_sock_ops* ctx) {
+  bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/* TCP_LISTEN_CB: a listener of the proxy takes the first free slot of its role. */
+static __always_inline void on_listen(struct bpf_sock_ops* ctx, struct ebb_socket* state) {
+  __u64 cookie = bpf_get_netns_cookie(ctx);
+  struct ebb_listener_key key = {.cookie = cookie, .role = state->role};
+  struct ebb_port_key port = {.cookie = cookie, .port = ctx->local_port};
+  struct ebb_stats* stats;
+  __u32 i, role = state->role;
+
+  for (i = 0; i < EBB_MAX_SLOTS; i++) {
+    key.slot = i;
+    if (!bpf_sock_hash_update(ctx, &ebb_listeners, &key, BPF_NOEXIST)) break;
+  }
+  /* The port is closed to callers even when no slot was free. */
+  watch_state(ctx);
+  bpf_map_update_elem(&ebb_ports, &port, &role, BPF_ANY);
+  if (i == EBB_MAX_SLOTS) return;
+  stats = bpf_map_lookup_elem(&ebb_stats, &cookie);
+  if (stats && stats->slots[role & 3] < i + 1) stats->slots[role & 3] = i + 1;
+}
+
+/* TCP_CONNECT_CB, before the SYN leaves. */
+static __always_inline void on_connect(struct bpf_sock_ops* ctx, struct ebb_socket* state) {
+  struct ebb_tuple seen = {}, key = {};
+  struct ebb_flow flow = {.kind = state->kind};
+
+  seen.cookie = bpf_get_netns_cookie(ctx);
+  sockops_tuple(&seen, ctx);
+  if (state->kind == EBB_KIND_CLAIM) {
+    /* Kept as the application's socket will see it. */
+    reverse_tuple(&key, &seen);
+    ebb_copy(flow.address, state->address);
+    flow.port = state->port;
+  } else if (state->kind == EBB_KIND_OUTBOUND) {
+    if (state->target_port != seen.remote_port) return;
+    __builtin_memcpy(&key, &seen, sizeof(key));
+    ebb_copy(flow.address, state->address);
+    ebb_copy(flow.own, state->own);
+    flow.port = state->port;
+  } else if (state->kind == EBB_KIND_PROXY) {
+    __builtin_memcpy(&key, &seen, sizeof(key));
+  } else {
+    return;
+  }
+  watch_state(ctx);
+  bpf_map_update_elem(&ebb_flows, &key, &flow, BPF_ANY);
+  if (state->kind == EBB_KIND_OUTBOUND) count_capture(seen.cookie, 0);
+}
+
+/* PASSIVE_ESTABLISHED_CB: an accepted connection, of the proxy or of an application. */
+static __always_inline void on_accept(struct bpf_sock_ops* ctx, struct ebb_socket* state) {
+  struct ebb_tuple key = {};
+  struct ebb_flow fresh = {};
+  struct ebb_flow* flow;
+  struct ebb_pod* pod;
+
+  key.cookie = bpf_get_netns_cookie(ctx);
+  pod = bpf_map_lookup_elem(&ebb_pods, &key.cookie);
+  sockops_tuple(&key, ctx);
+  if (state && state->kind == EBB_KIND_LISTENER) {
+    if (state->role == EBB_ROLE_OUTBOUND) return;
+    fresh.kind = EBB_KIND_PROXY;
+    watch_state(ctx);
+    bpf_map_update_elem(&ebb_flows, &key, &fresh, BPF_ANY);
+    count_capture(key.cookie, 1);
+    return;
+  }
+  flow = bpf_map_lookup_elem(&ebb_flows, &key);
+  if (flow && flow->kind == EBB_KIND_CLAIM) {
+    flow->accepted = 1;
+    watch_state(ctx);
+  } else if (!flow && pod && (pod->flags & EBB_POD_BYPASS_INBOUND)) {
+    fresh.kind = EBB_KIND_BYPASS;
+    watch_state(ctx);
+    bpf_map_update_elem(&ebb_flows, &key, &fresh, BPF_ANY);
+  }
+}
+
+/* STATE_CB with the new state TCP_CLOSE: what the socket published goes. */
+static __always_inline void on_close(struct bpf_sock_ops* ctx, struct ebb_socket* state, int was_listening) {
+  struct ebb_tuple seen = {}, key = {};
+  struct ebb_flow* flow;
+
+  seen.cookie = bpf_get_netns_cookie(ctx);
+  sockops_tuple(&seen, ctx);
+  if (was_listening) {
+    struct ebb_port_key port = {.cookie = seen.cookie, .port = seen.local_port};
+
+    if (state && state->kind == EBB_KIND_LISTENER) bpf_map_delete_elem(&ebb_ports, &port);
+    return;
+  }
+  if (state && state->kind == EBB_KIND_CLAIM) {
+    reverse_tuple(&key, &seen);
+    flow = bpf_map_lookup_elem(&ebb_flows, &key);
+    /* The application may ask for the peer after the proxy has closed. */
+    if (flow && !flow->accepted) bpf_map_delete_elem(&ebb_flows, &key);
+    return;
+  }
+  bpf_map_delete_elem(&ebb_flows, &seen);
+}
+
+SEC("sockops")
+int ebb_sockops(struct bpf_sock_ops* ctx) {
+  struct ebb_socket* state = 0;
+  __u32 op = ctx->op;
+
+  if (op != BPF_SOCK_OPS_TCP_LISTEN_CB && op != BPF_SOCK_OPS_TCP_CONNECT_CB &&
+      op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB &&
+      !(op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE))
+    return 1;
+  if (ctx->sk) state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, 0);
+  if (op == BPF_SOCK_OPS_STATE_CB) {
+    on_close(ctx, state, ctx->args[0] == BPF_TCP_LISTEN);
+  } else if (op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
+    on_accept(ctx, state);
+  } else if (state) {
+    if (op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+      on_connect(ctx, state);
+    else if (state->kind == EBB_KIND_LISTENER)
+      on_listen(ctx, state);
+  }
+  return 1;
+}

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Keys and values of the capture maps, shared by the BPF programs and native/capture. A change of any of them
+ * needs a new version directory under the pins (EBB_PIN_VERSION): programs of two versions must never share a
+ * map. */
+#ifndef EBB_CAPTURE_H
+#define EBB_CAPTURE_H
+
+#include <linux/types.h>
+
+#ifdef __cplusplus
+#define EBB_ASSERT(condition) static_assert(condition, #condition)
+#else
+#define EBB_ASSERT(condition) _Static_assert(condition, #condition)
+#endif
+
+#define EBB_PIN_VERSION "v1"
+
+#define EBB_MAX_PODS 1024
+#define EBB_MAX_ADDRESSES 8192
+#define EBB_MAX_PROXIES 64
+#define EBB_MAX_FLOWS 131072
+#define EBB_MAX_SLOTS 16
+#define EBB_MAX_LISTENERS 16384
+
+#define EBB_OUTBOUND_PORT 15001
+#define EBB_PLAINTEXT_PORT 15006
+#define EBB_HBONE_PORT 15008
+
+/* Addresses are four words in network order, IPv4 as ::ffff:a.b.c.d. Ports are in host order. Cookies are
+ * SO_NETNS_COOKIE. */
+
+enum ebb_pod_flag {
+  EBB_POD_CAPTURED = 1,       /* connects are rewritten */
+  EBB_POD_BYPASS_INBOUND = 2, /* connections to the pod are the application's */
+  EBB_POD_HAS_IP4 = 4,
+  EBB_POD_HAS_IP6 = 8,
+};
+
+enum ebb_role {
+  EBB_ROLE_OUTBOUND = 0,
+  EBB_ROLE_HBONE = 1,
+  EBB_ROLE_PLAINTEXT = 2,
+};
+
+enum ebb_kind {
+  EBB_KIND_NONE = 0,
+  EBB_KIND_OUTBOUND = 1,  /* a captured connect: address is the original destination */
+  EBB_KIND_CLAIM = 2,     /* the proxy's dial to the application: address is the client it speaks for */
+  EBB_KIND_PROXY = 3,     /* a connection of the proxy that may leave the pod */
+  EBB_KIND_INHERITED = 4, /* open when the pod was captured */
+  EBB_KIND_BYPASS = 5,    /* accepted by the application of a pod with EBB_POD_BYPASS_INBOUND */
+  EBB_KIND_LISTENER = 6,  /* sockets only: a listener of the proxy, or accepted from one */
+};
+
+#define EBB_UID_SIZE 64
+
+/* pods: cookie -> what is known of the pod. Written by user space only. */
+struct ebb_pod {
+  __u32 flags;
+  __u32 reserved;
+  __u32 ip4[4]; /* first IPv4 address, mapped */
+  __u32 ip6[4];
+  char uid[EBB_UID_SIZE]; /* zero-terminated; not read by programs */
+};
+EBB_ASSERT(sizeof(struct ebb_pod) == 104);
+
+/* addresses: the pod's own addresses -> 1. */
+struct ebb_address_key {
+  __u64 cookie;
+  __u32 address[4];
+};
+EBB_ASSERT(sizeof(struct ebb_address_key) == 24);
+
+/* proxies: tgid -> where that process was when it was trusted, so that a reused pid elsewhere is not. */
+struct ebb_proxy {
+  __u64 cgroup;
+  __u64 start_ticks; /* field 22 of /proc/PID/stat; not read by programs */
+};
+EBB_ASSERT(sizeof(struct ebb_proxy) == 16);
+
+/* flows: a connection as the socket that published it sees it; a claim is kept as the accepting side sees it.
+ */
+struct ebb_tuple {
+  __u64 cookie;
+  __u32 local[4];
+  __u32 remote[4];
+  __u16 local_port;
+  __u16 remote_port;
+  __u32 reserved;
+};
+EBB_ASSERT(sizeof(struct ebb_tuple) == 48);
+
+struct ebb_flow {
+  __u32 kind;
+  __u32 accepted; /* claims: the application's side is established and will remove the entry */
+  __u32 address[4];
+  __u32 own[4]; /* outbound: the pod's own address of that family, zero if it has none */
+  __u16 port;
+  __u16 reserved[3];
+};
+EBB_ASSERT(sizeof(struct ebb_flow) == 48);
+
+/* sockets (sk_storage): what connect or bind decided, for sockops to publish. */
+struct ebb_socket {
+  __u32 kind;
+  __u32 role;
+  __u32 address[4];
+  __u32 own[4];
+  __u32 target[4]; /* outbound: where connect was sent instead */
+  __u16 port;
+  __u16 target_port;
+  __u32 reserved;
+};
+EBB_ASSERT(sizeof(struct ebb_socket) == 64);
+
+/* listeners (sockhash): the proxy's listening sockets. */
+struct ebb_listener_key {
+  __u64 cookie;
+  __u32 role;
+  __u32 slot;
+};
+EBB_ASSERT(sizeof(struct ebb_listener_key) == 16);
+
+/* ports: local ports of the proxy's listeners -> role. */
+struct ebb_port_key {
+  __u64 cookie;
+  __u32 port;
+  __u32 reserved;
+};
+EBB_ASSERT(sizeof(struct ebb_port_key) == 16);
+
+/* stats: cookie -> counters, changed by programs only. */
+struct ebb_stats {
+  __u64 captured;
+  __u64 steered;
+  __u64 refused; /* connects refused because no listener was there */
+  __u64 guard_drops;
+  __u64 last_ns;  /* CLOCK_BOOTTIME */
+  __u32 slots[4]; /* by role: highest listener slot ever used, plus one */
+  __u64 reserved;
+};
+EBB_ASSERT(sizeof(struct ebb_stats) == 64);
+
+#endif
