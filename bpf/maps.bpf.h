@@ -3,9 +3,11 @@
 #ifndef EBB_MAPS_BPF_H
 #define EBB_MAPS_BPF_H
 
+// First: libbpf's headers need its types.
+#include <linux/bpf.h>
+
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-#include <linux/bpf.h>
 
 #include "capture.h"
 
