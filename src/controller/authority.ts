@@ -47,7 +47,11 @@ export function grantedTtl(requestedSeconds: number, maxSeconds: number): number
  * Validity of a certificate issued now: never outside its issuer's. Backdated by two minutes, but by no more than a tenth
  * of the lifetime: proxies renew at half of the whole validity, which else lies in the past for a certificate of 30 s.
  */
-export function validity(now: Date, ttlSeconds: number, issuer: x509.X509Certificate): { notBefore: Date; notAfter: Date } {
+export function validity(
+  now: Date,
+  ttlSeconds: number,
+  issuer: x509.X509Certificate,
+): { notBefore: Date; notAfter: Date } {
   const backdate = Math.min(MAX_BACKDATE_SECONDS, Math.floor(ttlSeconds / 10));
   const notBefore = Math.max(now.getTime() - backdate * 1000, issuer.notBefore.getTime());
   const notAfter = Math.min(now.getTime() + ttlSeconds * 1000, issuer.notAfter.getTime());

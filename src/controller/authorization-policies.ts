@@ -289,7 +289,7 @@ class RuleReader {
 }
 
 /** `*`, `*suffix`, `prefix*` or the exact text. A star elsewhere, or a URI, could never match and is a mistake. */
-function readStringMatch(text: string): istio.security.StringMatch.$Shape | undefined {
+function readStringMatch(text: string): istio.security.StringMatch.$Properties | undefined {
   if (text === '*') return { presence: {} };
   if (text === '' || text.startsWith('spiffe://')) return undefined;
   if (text.startsWith('*')) return text.includes('*', 1) ? undefined : { suffix: text.slice(1) };

@@ -1,5 +1,5 @@
 /** IstioCertificateService: who may have a certificate of whom. */
-import { type sendUnaryData, type ServerUnaryCall, status } from '@grpc/grpc-js';
+import { type ServerUnaryCall, type sendUnaryData, status } from '@grpc/grpc-js';
 import { type Identity, parseIdentity } from '../mesh/identity.js';
 import type { Logger } from '../mesh/log.js';
 import type { istio } from '../mesh/proto/generated.js';
@@ -90,7 +90,7 @@ async function createCertificate(
 }
 
 function impersonated(request: Request): string | undefined {
-  return request.metadata?.fields?.['ImpersonatedIdentity']?.stringValue ?? undefined;
+  return request.metadata?.fields?.ImpersonatedIdentity?.stringValue ?? undefined;
 }
 
 /** A label of a namespace or service account: what may not be in there cannot be in the SAN either. */

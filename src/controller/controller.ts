@@ -204,7 +204,10 @@ class ProblemReporter {
     for (const [key, { object, message, source }] of next) {
       if (this.#known.has(key)) continue;
       const file = source === undefined ? undefined : this.#source.locate(source);
-      this.#log.error({ event: 'object_problem', object, file, reason: message }, 'an object cannot be used as written');
+      this.#log.error(
+        { event: 'object_problem', object, file, reason: message },
+        'an object cannot be used as written',
+      );
     }
     for (const [key, { object, message }] of this.#known) {
       if (!next.has(key)) this.#log.info({ event: 'object_mended', object, reason: message }, 'an object is mended');

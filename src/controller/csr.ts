@@ -15,7 +15,8 @@ const MIN_RSA_BITS = 2048;
  * @throws Error saying why the request is refused
  */
 export async function publicKeyOfRequest(pem: string): Promise<x509.PublicKey> {
-  if (pem.length > MAX_PEM_LENGTH) throw new Error(`the request has ${pem.length} characters, more than ${MAX_PEM_LENGTH}`);
+  if (pem.length > MAX_PEM_LENGTH)
+    throw new Error(`the request has ${pem.length} characters, more than ${MAX_PEM_LENGTH}`);
   const match = PEM.exec(pem);
   if (match === null) throw new Error('the request is not one PEM block of a CERTIFICATE REQUEST');
   let request: x509.Pkcs10CertificateRequest;

@@ -47,7 +47,11 @@ export interface EndpointContext {
 }
 
 /** Workloads of the endpoints that are no pods: plain addresses, without an identity and without policies. */
-export function convertEndpoints(slice: EndpointSlice, service: Service, context: EndpointContext): ConvertedWorkload[] {
+export function convertEndpoints(
+  slice: EndpointSlice,
+  service: Service,
+  context: EndpointContext,
+): ConvertedWorkload[] {
   const ports = portsOfSlice(slice, service);
   const workloads: ConvertedWorkload[] = [];
   for (const endpoint of slice.endpoints ?? []) {

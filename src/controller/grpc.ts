@@ -1,5 +1,5 @@
 /** The two gRPC services of the controller, defined by hand over the generated messages, and the caller's credentials. */
-import { type Metadata, type MethodDefinition, type ServerErrorResponse, status } from '@grpc/grpc-js';
+import type { Metadata, MethodDefinition, ServerErrorResponse, status } from '@grpc/grpc-js';
 import { envoy, istio } from '../mesh/proto/generated.js';
 
 type DeltaDiscoveryRequest = envoy.service.discovery.v3.DeltaDiscoveryRequest;

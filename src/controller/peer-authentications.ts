@@ -4,7 +4,15 @@
  */
 import { ROOT_NAMESPACE } from '../mesh/labels.js';
 import { istio } from '../mesh/proto/generated.js';
-import { byAge, keyOf, matchesLabels, namespaceOf, type PeerAuthentication, type Pod, type Problem } from './objects.js';
+import {
+  byAge,
+  keyOf,
+  matchesLabels,
+  namespaceOf,
+  type PeerAuthentication,
+  type Pod,
+  type Problem,
+} from './objects.js';
 
 type Authorization = istio.security.Authorization.$Properties;
 type Match = istio.security.Match.$Properties;

@@ -1,6 +1,7 @@
 /** From the objects of a cluster to everything that xDS serves. */
-import { NETNS_ANNOTATION } from '../mesh/labels.js';
+
 import { DEFAULT_TRUST_DOMAIN } from '../mesh/identity.js';
+import { NETNS_ANNOTATION } from '../mesh/labels.js';
 import { istio } from '../mesh/proto/generated.js';
 import {
   buildAuthorizationPolicies,
@@ -64,7 +65,10 @@ export class ResourceBuilder {
   readonly #options: BuilderOptions;
   readonly #trustDomain: string;
   readonly #pods = new WeakMap<Pod, Remembered>();
-  readonly #services = new WeakMap<Service, { inputs: readonly unknown[]; converted: ConvertedService | undefined; resource: Resource | undefined }>();
+  readonly #services = new WeakMap<
+    Service,
+    { inputs: readonly unknown[]; converted: ConvertedService | undefined; resource: Resource | undefined }
+  >();
   readonly #policies = new WeakMap<AuthorizationPolicy, Conversion>();
   readonly #authorizations = new WeakMap<object, Resource>();
 
@@ -157,11 +161,7 @@ export class ResourceBuilder {
         const converted = convertService(service, { clusterDomain, namespaceAnnotations });
         const resource =
           converted &&
-          makeResource(
-            converted.key,
-            Address.encode({ service: converted.service }).finish(),
-            converted.aliases,
-          );
+          makeResource(converted.key, Address.encode({ service: converted.service }).finish(), converted.aliases);
         entry = { inputs: [namespaceAnnotations], converted, resource };
         this.#services.set(service, entry);
       }
@@ -194,7 +194,12 @@ export class ResourceBuilder {
         list.push({ service, slice });
       }
       const { clusterId, clusterDomain } = this.#options;
-      const context = { clusterId, trustDomain: this.#trustDomain, serviceKey: serviceKey(service, clusterDomain), nodes };
+      const context = {
+        clusterId,
+        trustDomain: this.#trustDomain,
+        serviceKey: serviceKey(service, clusterDomain),
+        nodes,
+      };
       for (const { uid, workload, aliases } of convertEndpoints(slice, service, context)) {
         const value = Address.encode({ workload }).finish();
         addresses.set(uid, makeResource(uid, value, [...aliases, ...this.#aliasesOf(service)]));

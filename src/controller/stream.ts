@@ -134,7 +134,10 @@ export class XdsStream {
     let until: number;
     if (policies === undefined) until = this.#openedAt + POLICY_SUBSCRIPTION_MS;
     else if (isCurrent(policies, this.#stores[AUTHORIZATION_TYPE])) until = 0;
-    else until = (this.#waitingSince ??= now) + POLICY_HEAD_START_MS;
+    else {
+      this.#waitingSince ??= now;
+      until = this.#waitingSince + POLICY_HEAD_START_MS;
+    }
     if (now >= until) {
       this.#waitingSince = undefined;
       return false;

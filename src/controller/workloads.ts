@@ -71,11 +71,11 @@ export function convertPod(pod: Pod, context: WorkloadContext): ConvertedWorkloa
     serviceAccount: serviceAccountOf(pod),
     node: pod.spec?.nodeName ?? '',
     canonicalName:
-      labels['service.istio.io/canonical-name'] ?? labels['app.kubernetes.io/name'] ?? labels['app'] ?? workloadName,
+      labels['service.istio.io/canonical-name'] ?? labels['app.kubernetes.io/name'] ?? labels.app ?? workloadName,
     canonicalRevision:
       labels['service.istio.io/canonical-revision'] ??
       labels['app.kubernetes.io/version'] ??
-      labels['version'] ??
+      labels.version ??
       'latest',
     // Always POD, as Istio does.
     workloadType: WorkloadType.POD,

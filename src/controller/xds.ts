@@ -110,7 +110,7 @@ export class XdsServer {
       if (!named && request.node) {
         named = true;
         const { id, metadata } = request.node;
-        const claimed = metadata?.fields?.['NODE_NAME']?.stringValue;
+        const claimed = metadata?.fields?.NODE_NAME?.stringValue;
         if (claimed && claimed !== node) {
           log.warn({ event: 'xds_node_mismatch', id, claimed }, 'the proxy claims another node than its token is of');
         } else log.info({ event: 'xds_node', id }, 'proxy named itself');
