@@ -1,6 +1,13 @@
+/** `ebbtide demo`: the whole mesh on this machine, shown step by step. */
 import { Command } from 'commander';
 
 /** `ebbtide demo`. */
 export function demoCommand(): Command {
-  return new Command('demo');
+  return new Command('demo')
+    .description('run two nodes with pods on this machine and show what the mesh does (needs root)')
+    .option('--keep', 'stay up afterwards and print how to look around, until ^C', false)
+    .action(async (options: { readonly keep: boolean }) => {
+      const { runDemo } = await import('./demo/run.js');
+      process.exitCode = await runDemo(options);
+    });
 }

@@ -166,7 +166,7 @@ export async function startController(ground: Ground, options: MeshOptions): Pro
     log: join(ground.directory, 'logs', 'controller.log'),
   });
   await waitFor(
-    'the controller to write its root certificate and the nodes’ tokens, and to listen',
+    'the controller to write its root certificate and the tokens of the nodes, and to listen',
     async () => {
       if (!controller.running) throw new Hopeless(`the controller ended: ${controller.fate}`);
       if (!existsSync(join(data, 'root-cert.pem')) || !existsSync(join(data, 'tokens', 'node2'))) return false;

@@ -90,10 +90,7 @@ export async function makePod(ground: Ground, name: string, node: number, n: num
     `route add default via ${GATEWAY_V4} dev eth0`,
     `route add ::/0 via ${GATEWAY_V6} dev eth0`,
   ]);
-  await batch(ground.netnsPath(`node${node}`), [
-    `route add ${v4}/32 dev ${host}`,
-    `route add ${v6}/128 dev ${host}`,
-  ]);
+  await batch(ground.netnsPath(`node${node}`), [`route add ${v4}/32 dev ${host}`, `route add ${v6}/128 dev ${host}`]);
 }
 
 function sysctls(forwarding: boolean): string {
