@@ -1,0 +1,80 @@
+// Memory for bytes in flight: large blocks that a worker lends while a turn lasts, and a queue for what a slow
+// application has not taken yet. Nothing here is held by an idle connection.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace ebbtide {
+
+// Most a connection moves in one turn of the loop, in bytes. Gathering this much before one system call is where the
+// throughput comes from; bounding it is what keeps other connections served.
+constexpr size_t kTurnBytes = 256u << 10;
+// One TLS record's plaintext.
+constexpr size_t kRecordBytes = 16u << 10;
+
+// Bytes waiting for slow applications, of the whole process.
+class BufferBudget {
+ public:
+  static constexpr uint64_t kCap = 256u << 20;
+  void add(size_t n) { used_.fetch_add(n, std::memory_order_relaxed); }
+  void subtract(size_t n) { used_.fetch_sub(n, std::memory_order_relaxed); }
+  uint64_t used() const { return used_.load(std::memory_order_relaxed); }
+  bool exceeded() const { return used() > kCap; }
+
+ private:
+  std::atomic<uint64_t> used_{0};
+};
+
+// Contiguous room for one turn's ciphertext: 256 KiB of payload, its record overhead, and control frames beside.
+struct Block {
+  static constexpr size_t kCapacity = kTurnBytes + (64u << 10);
+  size_t begin = 0, end = 0;
+  uint8_t data[kCapacity];
+
+  size_t size() const { return end - begin; }
+  size_t room() const { return kCapacity - end; }
+};
+
+// Free blocks of one worker.
+class BlockPool {
+ public:
+  std::unique_ptr<Block> take();
+  void give(std::unique_ptr<Block> block);
+  void trim() { free_.clear(); }
+
+ private:
+  static constexpr size_t kKeep = 4;
+  std::vector<std::unique_ptr<Block>> free_;
+};
+
+// First in, first out, in chunks; memory is taken only while bytes wait.
+class ByteQueue {
+ public:
+  explicit ByteQueue(BufferBudget& budget) : budget_(budget) {}
+  ~ByteQueue() { clear(); }
+  ByteQueue(const ByteQueue&) = delete;
+  ByteQueue& operator=(const ByteQueue&) = delete;
+
+  void append(const void* data, size_t n);
+  size_t size() const { return size_; }
+  bool empty() const { return size_ == 0; }
+  // Fills at most `max` vectors with what is at the front; returns how many.
+  int peek(iovec* vectors, int max) const;
+  void consume(size_t n);
+  void clear();
+
+ private:
+  struct Chunk;
+  BufferBudget& budget_;
+  Chunk* head_ = nullptr;
+  Chunk* tail_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace ebbtide

@@ -1,0 +1,96 @@
+// What all connections share: counting, recording, ending.
+#include "flow.h"
+
+#include "worker.h"
+
+namespace ebbtide {
+namespace {
+
+// One writer a series: no locked instruction is needed.
+void bump(std::atomic<uint64_t>& counter, uint64_t n) {
+  counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+}
+
+TrafficLabels labelsOf(const AccessRecord& record, bool mutual_tls) {
+  TrafficLabels labels;
+  labels.reporter = record.inbound ? Reporter::kDestination : Reporter::kSource;
+  labels.source = record.source_workload;
+  labels.destination = record.destination_workload;
+  labels.service = record.service;
+  labels.source_principal = record.source_identity;
+  labels.destination_principal = record.destination_identity;
+  labels.mutual_tls = mutual_tls;
+  return labels;
+}
+
+}  // namespace
+
+Flow::Flow(Worker& worker, PodPtr pod, bool inbound)
+    : worker_(worker), pod_(std::move(pod)), hook_(this), started_us_(worker.loop.nowUs()) {
+  record_.inbound = inbound;
+  worker_.flows.pushBack(hook_);
+  worker_.stats.open_connections.fetch_add(1, std::memory_order_relaxed);
+}
+
+Flow::~Flow() {
+  if (!finished_) worker_.stats.open_connections.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void Flow::establish() {
+  record_.established = true;
+  series_ = worker_.traffic.series(labelsOf(record_, mutual_tls_));
+  bump(series_->opened, 1);
+}
+
+void Flow::fromApplication(size_t n) {
+  record_.bytes_sent += n;
+  if (series_ != nullptr) bump(record_.inbound ? series_->sent_bytes : series_->received_bytes, n);
+}
+
+void Flow::toApplication(size_t n) {
+  record_.bytes_received += n;
+  if (series_ != nullptr) bump(record_.inbound ? series_->received_bytes : series_->sent_bytes, n);
+}
+
+void Flow::cut(Reason reason, const std::string& detail) {
+  if (finished_) return;
+  closeSides();
+  finish(reason, detail);
+}
+
+void Flow::finish(Reason reason, const std::string& detail) {
+  if (finished_) return;
+  finished_ = true;
+  worker_.stats.open_connections.fetch_sub(1, std::memory_order_relaxed);
+  record_.reason = reason;
+  record_.detail = detail;
+  record_.duration_us = monotonicUs() - started_us_;
+  if (record_.established) {
+    bump(series_->closed, 1);
+  } else {
+    auto labels = labelsOf(record_, mutual_tls_);
+    labels.reason = reason;
+    bump(worker_.traffic.series(labels)->failed, 1);
+  }
+  worker_.record(std::move(record_));
+  hook_.unlink();
+  worker_.flowEnded();
+  worker_.loop.dispose(std::unique_ptr<Disposable>(this));
+}
+
+ConnectionInfo Flow::info() const {
+  ConnectionInfo info;
+  info.inbound = record_.inbound;
+  info.pod_uid = pod_->uid;
+  info.source = record_.source;
+  info.destination = record_.destination;
+  info.hbone_address = record_.hbone_address;
+  info.protocol = mutual_tls_ ? "HBONE" : "TCP";
+  info.peer_identity = record_.inbound ? record_.source_identity : record_.destination_identity;
+  info.bytes_sent = record_.bytes_sent;
+  info.bytes_received = record_.bytes_received;
+  info.age_ms = (worker_.loop.nowUs() - started_us_) / 1000;
+  return info;
+}
+
+}  // namespace ebbtide

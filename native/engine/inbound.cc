@@ -1,0 +1,52 @@
+// What inbound connections share.
+#include "inbound.h"
+
+#include <cerrno>
+#include <cstring>
+
+#include "worker.h"
+
+namespace ebbtide {
+
+InboundFlow::InboundFlow(Worker& worker, PodPtr pod)
+    : Flow(worker, std::move(pod), true), application_(worker, *this), timer_([this] {
+        if (record_.destination_workload) {
+          application_.close(true);
+          onApplication(ETIMEDOUT);
+        } else {
+          cut(Reason::kUnknownLocalWorkload, pod_->ns + "/" + pod_->name + " is not known to the control plane");
+        }
+      }) {}
+
+bool InboundFlow::authorize(Reason& reason, std::string& detail) {
+  AuthorizationQuery query{peer_, record_.source.ip, record_.destination, record_.destination_workload};
+  auto verdict = worker_.state().authorize(query);
+  if (verdict.allowed) return true;
+  reason = verdict.reason;
+  detail = verdict.policy;
+  return false;
+}
+
+bool InboundFlow::stillAllowed(std::string& policy) {
+  Reason reason;
+  // Not authorized for the first time yet: that will see the newest policies by itself.
+  return !record_.destination_workload || authorize(reason, policy);
+}
+
+void InboundFlow::dialApplication(const SocketAddress& to, const std::optional<SocketAddress>& claim) {
+  auto [fd, error] = worker_.dialFrom(*pod_, to, claim);
+  if (!fd) {
+    onApplication(error);
+    return;
+  }
+  worker_.loop.arm(timer_, worker_.connectTimeoutUs());
+  application_.adopt(std::move(fd), true);
+}
+
+void InboundFlow::onConnected(SocketEnd&, int error) {
+  timer_.cancel();
+  if (error != 0) application_.close(true);
+  onApplication(error);
+}
+
+}  // namespace ebbtide

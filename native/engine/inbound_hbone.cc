@@ -1,0 +1,230 @@
+// HBONE into a pod: the tunnel's TLS as the pod, and CONNECT streams to its application.
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "connect_headers.h"
+#include "inbound.h"
+#include "worker.h"
+
+namespace ebbtide {
+namespace {
+
+constexpr size_t kMaxHeaderBytes = 65'536;
+// Streams that were under way when GOAWAY was sent may still arrive for this long.
+constexpr uint64_t kGoawayGraceUs = 200'000;
+
+}  // namespace
+
+ServerTunnel::ServerTunnel(Worker& worker, PodPtr pod)
+    : Tunnel(worker, std::move(pod), true),
+      local_timer_([this] { onLocalTimeout(); }),
+      goaway_timer_([this] {
+        nghttp2_submit_goaway(h2_, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(h2_), NGHTTP2_NO_ERROR,
+                              nullptr, 0);
+        final_goaway_sent_ = true;
+        going_away_ = true;
+        markDirty();
+      }),
+      started_us_(worker.loop.nowUs()) {}
+
+void ServerTunnel::begin(Fd fd) {
+  auto client = peerAddress(fd.get());
+  auto local = originalDestination(fd.get());
+  if (client) client_ = *client;
+  if (local) local_ = *local;
+  adopt(std::move(fd), false);
+  if (!client || !local) {
+    close(Reason::kInternal, "the connection's addresses cannot be read");
+    return;
+  }
+  worker_.loop.arm(local_timer_, worker_.localTimeoutUs());
+  prepare();
+}
+
+void ServerTunnel::prepare() {
+  if (closed()) return;
+  workload_ = worker_.localWorkload(*pod_);
+  auto context = workload_ ? worker_.tls(workload_->identity()) : nullptr;
+  if (!context) {
+    worker_.wait(*this);
+    return;
+  }
+  local_timer_.cancel();
+  startTls(std::move(context));
+}
+
+void ServerTunnel::onLocalTimeout() {
+  if (workload_) {
+    close(Reason::kNoCertificate, "no certificate for " + workload_->identity().uri());
+  } else {
+    close(Reason::kUnknownLocalWorkload, pod_->ns + "/" + pod_->name + " is not known to the control plane");
+  }
+}
+
+void ServerTunnel::onRequest(int32_t stream) {
+  auto* flow = new InboundStreamFlow(worker_, *this);  // owned by the worker's list until it finishes
+  attach(flow->stream(), stream);
+}
+
+void ServerTunnel::drain() {
+  if (draining_ || closed()) return;
+  draining_ = true;
+  if (h2_ == nullptr) {
+    close(Reason::kDrained, "the proxy is stopping");
+    return;
+  }
+  nghttp2_submit_shutdown_notice(h2_);
+  worker_.loop.arm(goaway_timer_, kGoawayGraceUs);
+  markDirty();
+}
+
+void ServerTunnel::onEnded(Reason reason, const std::string& detail, bool opened) {
+  local_timer_.cancel();
+  goaway_timer_.cancel();
+  if (!opened && reason != Reason::kNone) {
+    worker_.stats.handshake_failures.fetch_add(1, std::memory_order_relaxed);
+    AccessRecord record;
+    record.inbound = true;
+    record.reason = reason;
+    record.detail = detail;
+    record.source = client_;
+    record.destination = local_;
+    record.destination_workload = workload_;
+    record.source_workload = worker_.state().workloadByIp(client_.ip);
+    record.duration_us = worker_.loop.nowUs() - started_us_;
+    worker_.recordFailure(std::move(record));
+  }
+  worker_.disown(*this);
+}
+
+InboundStreamFlow::InboundStreamFlow(Worker& worker, ServerTunnel& tunnel)
+    : InboundFlow(worker, tunnel.pod()),
+      relay_(worker, *this, application_),
+      tunnel_client_(tunnel.client()),
+      tunnel_local_(tunnel.local()) {
+  relay_.bind(&tunnel);
+  peer_ = tunnel.peer().identity;
+  mutual_tls_ = true;
+  record_.source = tunnel_client_;
+  record_.destination = tunnel_local_;
+  record_.source_identity = peer_->uri();
+}
+
+void InboundStreamFlow::onStreamHeader(std::string_view name, std::string_view value) {
+  header_bytes_ += name.size() + value.size() + 32;  // as RFC 9113 counts a header list
+  if (header_bytes_ > kMaxHeaderBytes) return;
+  if (name == ":method") {
+    method_ = value;
+  } else if (name == ":authority") {
+    authority_ = value;
+  } else if (name == "forwarded" && forwarded_.size() + value.size() < 1024) {
+    forwarded_ = value;
+  } else if (name == "traceparent") {
+    record_.trace_id = traceIdOf(value);
+  }
+}
+
+void InboundStreamFlow::onStreamHeaders() {
+  if (headers_done_) return;
+  headers_done_ = true;
+  record_.hbone_address = authority_;
+  auto workload = worker_.localWorkload(*pod_);
+  if (!workload) {
+    refuse(503, Reason::kUnknownLocalWorkload, pod_->ns + "/" + pod_->name + " is not known to the control plane");
+    return;
+  }
+  record_.destination_identity = workload->identity().uri();
+  auto source = worker_.state().workloadByIp(tunnel_client_.ip);
+  if (source && source->identity() == *peer_) record_.source_workload = source;
+  if (method_ != "CONNECT" || authority_.empty() || header_bytes_ > kMaxHeaderBytes) {
+    refuse(400, Reason::kBadRequest, method_ == "CONNECT" ? "no usable authority" : "the method is not CONNECT");
+    return;
+  }
+  auto target = worker_.state().resolveInbound({workload, tunnel_local_.ip, authority_, forwarded_});
+  record_.destination_workload = workload;
+  record_.service = target.service;
+  if (target.reason != Reason::kNone) {
+    refuse(target.http_status, target.reason, "CONNECT " + authority_);
+    return;
+  }
+  record_.destination = target.application;
+  proxy_header_ = target.send_proxy_header;
+  Reason reason;
+  std::string detail;
+  if (!authorize(reason, detail)) {
+    refuse(401, reason, detail);
+    return;
+  }
+  if (proxy_header_) {
+    // The PROXY header tells who the client is; the connection itself stays inside the pod.
+    static const IpAddress v4 = *IpAddress::parse("127.0.0.1"), v6 = *IpAddress::parse("::1");
+    dialApplication({target.application.ip.v4 ? v4 : v6, target.application.port}, std::nullopt);
+  } else {
+    dialApplication(target.application, claimedClient());
+  }
+}
+
+// The client as the application shall see it: always the tunnel's own address, which the network vouches for; its port
+// from `forwarded`, when that speaks of the same address.
+std::optional<SocketAddress> InboundStreamFlow::claimedClient() const {
+  SocketAddress claim = tunnel_client_;
+  auto named = forwardedFor(forwarded_);
+  if (named && named->ip == claim.ip) claim.port = named->port;
+  return claim;
+}
+
+void InboundStreamFlow::onApplication(int error) {
+  if (error != 0) {
+    Reason reason = error == ECONNREFUSED ? Reason::kConnectRefused
+                    : error == ETIMEDOUT  ? Reason::kConnectTimeout
+                                          : Reason::kConnectFailed;
+    refuse(503, reason, "connect to the application: " + record_.destination.toString() + ": " + std::strerror(error));
+    return;
+  }
+  if (proxy_header_) {
+    auto destination = parseSocketAddress(authority_).value_or(record_.destination);
+    std::string header = proxyHeader(tunnel_client_, destination, record_.source_identity);
+    // A new connection's buffer holds it; whatever the client already sent is queued and comes after.
+    if (!application_.writeFirst(header.data(), header.size())) {
+      refuse(503, Reason::kConnectFailed, "the PROXY header could not be written");
+      return;
+    }
+  }
+  std::string baggage = baggageOf(record_.destination_workload);
+  HeaderFields fields = {{":status", "200"}};
+  if (!baggage.empty()) fields.emplace_back("baggage", baggage);
+  relay_.tunnel()->submitAnswer(relay_, fields, false);
+  establish();
+  relay_.start();
+}
+
+void InboundStreamFlow::refuse(int status, Reason reason, const std::string& detail) {
+  if (finished()) return;
+  std::string code = std::to_string(status);
+  if (Tunnel* tunnel = relay_.tunnel()) {
+    tunnel->submitAnswer(relay_, {{":status", code}}, true);
+    relay_.letGo();  // no RST_STREAM: the library would drop the answer for it; the client ends the stream
+  }
+  cut(reason, detail);
+}
+
+void InboundStreamFlow::onStreamRefused(uint32_t code) {
+  cut(Reason::kApplicationReset, std::string("the client left: RST_STREAM ") + nghttp2_http2_strerror(code));
+}
+
+void InboundStreamFlow::onStreamTunnelLost(Reason reason, const std::string& detail) {
+  cut(reason, detail);
+}
+
+void InboundStreamFlow::onBroken(SocketEnd& end, int error) {
+  onConnected(end, error);
+}
+
+void InboundStreamFlow::closeSides() {
+  timer_.cancel();
+  relay_.cut(NGHTTP2_CANCEL);
+  application_.close(true);
+}
+
+}  // namespace ebbtide

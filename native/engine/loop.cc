@@ -1,0 +1,169 @@
+// The event loop.
+#include "loop.h"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <stdexcept>
+
+namespace ebbtide {
+
+uint64_t monotonicUs() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000 + static_cast<uint64_t>(now.tv_nsec) / 1000;
+}
+
+void Timer::cancel() {
+  if (loop_ != nullptr) loop_->erase(*this);
+}
+
+Loop::Loop() : epoll_(epoll_create1(EPOLL_CLOEXEC)), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  if (!epoll_ || !wake_) throw std::runtime_error(std::string("epoll or eventfd: ") + std::strerror(errno));
+  add(wake_.get(), EPOLLIN, nullptr);
+  now_us_ = monotonicUs();
+}
+
+Loop::~Loop() {
+  destroyDisposed();
+  while (!heap_.empty()) erase(*heap_.back());
+}
+
+void Loop::turn(int max_wait_ms) {
+  int wait = max_wait_ms;
+  if (!heap_.empty()) {
+    uint64_t now = monotonicUs();
+    uint64_t due = heap_.front()->deadline_us_;
+    int until = due <= now ? 0 : static_cast<int>(std::min<uint64_t>((due - now + 999) / 1000, 60'000));
+    wait = wait < 0 ? until : std::min(wait, until);
+  }
+  epoll_event events[128];
+  int count = epoll_wait(epoll_.get(), events, 128, wait);
+  now_us_ = monotonicUs();
+  bool mail = false;
+  for (int i = 0; i < count; i++) {
+    if (events[i].data.ptr == nullptr) {
+      mail = true;
+    } else {
+      static_cast<Pollable*>(events[i].data.ptr)->onEvents(events[i].events);
+    }
+  }
+  if (mail) runMailbox();
+  fireTimers();
+}
+
+void Loop::add(int fd, uint32_t events, Pollable* target) {
+  epoll_event event{};
+  event.events = events;
+  event.data.ptr = target;
+  // Fails only for want of memory or watches; the connection's timers then end it.
+  (void)epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
+}
+
+void Loop::modify(int fd, uint32_t events, Pollable* target) {
+  epoll_event event{};
+  event.events = events;
+  event.data.ptr = target;
+  (void)epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event);
+}
+
+void Loop::remove(int fd) {
+  (void)epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+}
+
+void Loop::destroyDisposed() {
+  // A destructor may dispose of more.
+  while (!disposed_.empty()) {
+    auto batch = std::move(disposed_);
+    disposed_.clear();
+  }
+}
+
+bool Loop::post(std::function<void()> task) {
+  {
+    std::lock_guard lock(mutex_);
+    if (mailbox_closed_) return false;
+    mailbox_.push_back(std::move(task));
+    if (mailbox_.size() > 1) return true;  // woken already
+  }
+  uint64_t one = 1;
+  (void)!write(wake_.get(), &one, sizeof one);
+  return true;
+}
+
+void Loop::closeMailbox() {
+  std::lock_guard lock(mutex_);
+  mailbox_closed_ = true;
+  mailbox_.clear();
+}
+
+void Loop::runMailbox() {
+  uint64_t count = 0;
+  (void)!read(wake_.get(), &count, sizeof count);
+  std::vector<std::function<void()>> tasks;
+  {
+    std::lock_guard lock(mutex_);
+    tasks.swap(mailbox_);
+  }
+  for (auto& task : tasks) task();
+}
+
+void Loop::arm(Timer& timer, uint64_t delay_us) {
+  if (timer.loop_ != nullptr) erase(timer);
+  timer.loop_ = this;
+  timer.deadline_us_ = now_us_ + delay_us;
+  timer.slot_ = heap_.size();
+  heap_.push_back(&timer);
+  siftUp(timer.slot_);
+}
+
+void Loop::fireTimers() {
+  while (!heap_.empty() && heap_.front()->deadline_us_ <= now_us_) {
+    Timer* timer = heap_.front();
+    erase(*timer);
+    timer->fire_();
+  }
+}
+
+void Loop::erase(Timer& timer) {
+  size_t slot = timer.slot_;
+  timer.loop_ = nullptr;
+  Timer* last = heap_.back();
+  heap_.pop_back();
+  if (last == &timer) return;
+  heap_[slot] = last;
+  last->slot_ = slot;
+  siftUp(slot);
+  siftDown(last->slot_);
+}
+
+void Loop::siftUp(size_t slot) {
+  while (slot > 0) {
+    size_t parent = (slot - 1) / 2;
+    if (heap_[parent]->deadline_us_ <= heap_[slot]->deadline_us_) return;
+    std::swap(heap_[parent], heap_[slot]);
+    heap_[parent]->slot_ = parent;
+    heap_[slot]->slot_ = slot;
+    slot = parent;
+  }
+}
+
+void Loop::siftDown(size_t slot) {
+  for (;;) {
+    size_t child = slot * 2 + 1;
+    if (child >= heap_.size()) return;
+    if (child + 1 < heap_.size() && heap_[child + 1]->deadline_us_ < heap_[child]->deadline_us_) child++;
+    if (heap_[slot]->deadline_us_ <= heap_[child]->deadline_us_) return;
+    std::swap(heap_[slot], heap_[child]);
+    heap_[slot]->slot_ = slot;
+    heap_[child]->slot_ = child;
+    slot = child;
+  }
+}
+
+}  // namespace ebbtide

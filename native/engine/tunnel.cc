@@ -1,0 +1,253 @@
+// TCP and TLS side of an HBONE connection: sockets, handshake, gathering and flushing, keepalive, ending. The HTTP/2
+// callbacks are in tunnel_h2.cc.
+#include "tunnel.h"
+
+#include <openssl/err.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "tunnel_internal.h"
+#include "worker.h"
+
+namespace ebbtide {
+
+Tunnel::Tunnel(Worker& worker, std::shared_ptr<Pod> pod, bool server)
+    : worker_(worker),
+      pod_(std::move(pod)),
+      tls_(worker.blocks),
+      server_(server),
+      dirty_hook_(this),
+      credit_hook_(this),
+      phase_timer_([this] {
+        if (opened_) {
+          keepalive();
+        } else if (connecting_) {
+          onConnected(ETIMEDOUT);
+        } else {
+          close(Reason::kTlsHandshakeTimeout, "the TLS handshake took too long");
+        }
+      }) {}
+
+Tunnel::~Tunnel() {
+  nghttp2_session_del(h2_);
+}
+
+void Tunnel::adopt(Fd fd, bool connecting) {
+  fd_ = std::move(fd);
+  connecting_ = connecting;
+  tuneTunnelSocket(fd_.get());
+  worker_.loop.add(fd_.get(), connecting ? static_cast<uint32_t>(EPOLLOUT) : 0u, this);
+  if (connecting) worker_.loop.arm(phase_timer_, worker_.connectTimeoutUs());
+}
+
+void Tunnel::startTls(std::shared_ptr<const TlsContext> context) {
+  if (!tls_.begin(std::move(context), server_)) {
+    close(Reason::kInternal, "no memory for TLS");
+    return;
+  }
+  worker_.loop.arm(phase_timer_, worker_.tlsTimeoutUs());
+  last_receive_us_ = worker_.loop.nowUs();
+  worker_.loop.modify(fd_.get(), EPOLLIN, this);
+  if (!server_) {
+    tls_.handshake();  // produces ClientHello
+    writeSocket();
+  }
+}
+
+void Tunnel::onEvents(uint32_t events) {
+  if (!fd_) return;
+  if (connecting_) {
+    int error = takeSocketError(fd_.get());
+    connecting_ = false;
+    phase_timer_.cancel();
+    onConnected(error);
+    return;
+  }
+  if (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) readSocket();
+  if (fd_ && (events & EPOLLOUT)) {
+    writeSocket();
+    if (fd_) markDirty();
+  }
+}
+
+void Tunnel::readSocket() {
+  ssize_t n = recv(fd_.get(), worker_.receive_buffer.get(), kTurnBytes, 0);
+  if (n < 0) {
+    if (errno == EAGAIN || errno == EINTR) return;
+    close(opened_ ? Reason::kTunnelLost : Reason::kTlsHandshakeFailed, std::string("read: ") + std::strerror(errno));
+    return;
+  }
+  if (n == 0) {
+    close(opened_ ? Reason::kTunnelLost : Reason::kTlsHandshakeFailed, "the peer closed the connection");
+    return;
+  }
+  last_receive_us_ = worker_.loop.nowUs();
+  tls_.feed(worker_.receive_buffer.get(), static_cast<size_t>(n));
+  if (!tls_.established()) {
+    auto status = tls_.handshake();
+    writeSocket();
+    if (!fd_) return;
+    if (status == TlsStream::Status::kWantInput) return;
+    if (status != TlsStream::Status::kDone) {
+      auto& peer = tls_.peer();
+      Reason reason = peer.failure != Reason::kNone ? peer.failure : Reason::kTlsHandshakeFailed;
+      if (peer.failure == Reason::kNone && server_ && tls_.error() == "peer did not return a certificate") {
+        reason = Reason::kPeerUntrusted;
+      }
+      close(reason, peer.failure != Reason::kNone ? peer.detail : tls_.error());
+      return;
+    }
+    if (!startHttp2()) return;
+  }
+  // Everything that was received is decrypted into one contiguous buffer, then parsed at once.
+  size_t size = 0;
+  bool ended = false;
+  for (;;) {
+    size_t part = 0;
+    auto status = tls_.read(worker_.plain_buffer.get() + size, Worker::kPlainBytes - size, part);
+    if (status == TlsStream::Status::kDone) {
+      size += part;
+      continue;
+    }
+    if (status != TlsStream::Status::kWantInput) ended = true;
+    break;
+  }
+  if (size > 0) {
+    ssize_t taken = nghttp2_session_mem_recv(h2_, worker_.plain_buffer.get(), size);
+    while (auto* handler = data_.popFront()) handler->onTurnData();
+    if (!fd_) return;
+    if (taken < 0) {
+      close(Reason::kTunnelLost, std::string("HTTP/2: ") + nghttp2_strerror(static_cast<int>(taken)));
+      return;
+    }
+  }
+  if (ended) {
+    std::string text = tls_.error().empty() ? "the peer ended the TLS connection" : tls_.error();
+    close(Reason::kTunnelLost, text);
+    return;
+  }
+  if (credit_changed_) resumeBlocked();
+  markDirty();
+}
+
+bool Tunnel::startHttp2() {
+  if (!tls_.negotiatedH2()) {
+    close(Reason::kH2HandshakeFailed, "the peer does not speak HTTP/2 (ALPN h2)");
+    return false;
+  }
+  worker_.stats.handshakes.fetch_add(1, std::memory_order_relaxed);
+  if (int error = createSession(&h2_, server_, worker_.config(), this); error != 0) {
+    close(Reason::kInternal, std::string("HTTP/2: ") + nghttp2_strerror(error));
+    return false;
+  }
+  opened_ = true;
+  worker_.stats.hbone_connections.fetch_add(1, std::memory_order_relaxed);
+  worker_.loop.arm(phase_timer_, worker_.pingIntervalUs());
+  onOpen();
+  if (fd_) markDirty();
+  return static_cast<bool>(fd_);
+}
+
+void Tunnel::keepalive() {
+  uint64_t now = worker_.loop.nowUs();
+  worker_.loop.arm(phase_timer_, worker_.pingIntervalUs());
+  if (last_receive_us_ > ping_sent_us_) ping_sent_us_ = 0;  // anything received proves the peer alive
+  if (ping_sent_us_ != 0) {
+    if (now - ping_sent_us_ >= worker_.pingTimeoutUs()) close(Reason::kTunnelLost, "the peer did not answer PING");
+    return;
+  }
+  if (now - last_receive_us_ < worker_.pingIntervalUs() / 2) return;
+  nghttp2_submit_ping(h2_, NGHTTP2_FLAG_NONE, nullptr);
+  ping_sent_us_ = now;
+  markDirty();
+}
+
+void Tunnel::markDirty() {
+  worker_.dirty_tunnels.pushBack(dirty_hook_);
+}
+
+void Tunnel::flush() {
+  if (!fd_) return;
+  if (h2_ != nullptr && opened_) {
+    pump();
+    flushStage();
+  }
+  if (!fatal_) writeSocket();
+  if (fatal_ && fd_) {
+    close(Reason::kTunnelLost, tls_.error().empty() ? "HTTP/2 failed" : tls_.error());
+    return;
+  }
+  if (fd_) closeIfFinished();
+}
+
+void Tunnel::writeSocket() {
+  Output& output = tls_.output();
+  if (output.size() > 0) {
+    bool was_saturated = saturated();
+    if (int error = output.writeTo(fd_.get()); error != 0) {
+      close(opened_ ? Reason::kTunnelLost : Reason::kTlsHandshakeFailed, std::string("write: ") + std::strerror(error));
+      return;
+    }
+    if (was_saturated && !saturated()) credit_changed_ = true;
+  }
+  wantWrite(output.size() > 0);
+  if (credit_changed_) resumeBlocked();
+}
+
+void Tunnel::wantWrite(bool want) {
+  if (want == writing_) return;
+  writing_ = want;
+  worker_.loop.modify(fd_.get(), want ? EPOLLIN | EPOLLOUT : EPOLLIN, this);
+}
+
+void Tunnel::resumeBlocked() {
+  credit_changed_ = false;
+  if (saturated()) return;
+  List<StreamHandler> waiting;
+  blocked_.moveTo(waiting);
+  while (auto* handler = waiting.popFront()) handler->onWritable();
+}
+
+void Tunnel::closeIfFinished() {
+  if (h2_ == nullptr) return;
+  bool idle = nghttp2_session_want_read(h2_) == 0 && nghttp2_session_want_write(h2_) == 0;
+  bool left = going_away_ && stream_count_ == 0 && nghttp2_session_want_write(h2_) == 0;
+  if ((idle || left) && tls_.output().size() == 0) close(Reason::kNone, "");
+}
+
+void Tunnel::close(Reason reason, const std::string& detail) {
+  if (!fd_) return;
+  bool opened = opened_;
+  if (opened) {
+    worker_.stats.hbone_connections.fetch_sub(1, std::memory_order_relaxed);
+    if (!fatal_ && !pumping_ && tls_.output().size() == 0) {
+      nghttp2_session_terminate_session(h2_, reason == Reason::kNone || reason == Reason::kDrained ? NGHTTP2_NO_ERROR
+                                                                                                  : NGHTTP2_INTERNAL_ERROR);
+      pump();
+      flushStage();
+      tls_.close();
+      (void)tls_.output().writeTo(fd_.get());
+    }
+  } else if (tls_.output().size() > 0) {
+    (void)tls_.output().writeTo(fd_.get());  // the alert
+  }
+  opened_ = false;
+  phase_timer_.cancel();
+  worker_.loop.remove(fd_.get());
+  fd_.reset();
+  dirty_hook_.unlink();
+  credit_hook_.unlink();
+  while (auto* handler = streams_.popFront()) {
+    handler->data_hook_.unlink();
+    handler->blocked_hook_.unlink();
+    handler->onTunnelLost(reason == Reason::kNone ? Reason::kTunnelLost : reason, detail);
+  }
+  stream_count_ = 0;
+  onEnded(reason, detail, opened);
+}
+
+}  // namespace ebbtide

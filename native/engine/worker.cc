@@ -1,0 +1,316 @@
+// One thread of the engine.
+#include "worker.h"
+
+#include <malloc.h>
+#include <pthread.h>
+#include <sys/random.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace ebbtide {
+namespace {
+
+constexpr size_t kMaxRecordsATurn = 4096;
+constexpr uint64_t kAskAgainUs = 1'000'000;
+// After this many connections ended and the worker is idle, freed memory goes back to the system.
+constexpr uint64_t kTrimAfter = 500;
+constexpr uint64_t kTrimIdleUs = 2'000'000;
+
+std::unique_ptr<uint8_t[]> bytes(size_t n) {
+  return std::unique_ptr<uint8_t[]>(new uint8_t[n]);  // not make_unique: untouched pages cost nothing
+}
+
+}  // namespace
+
+Worker::Worker(Shared& shared, unsigned index)
+    : receive_buffer(bytes(kTurnBytes)),
+      plain_buffer(bytes(kPlainBytes)),
+      application_buffer(bytes(kTurnBytes + Tunnel::kHeadroom)),
+      pool(*this),
+      shared_(shared),
+      index_(index),
+      drain_timer_([this] {
+        while (Flow* flow = flows.front()) flow->cut(Reason::kDrained, "the proxy is stopping");
+        checkDrained();
+      }),
+      trim_timer_([this] { trimMemory(); }) {
+  if (getrandom(random_, sizeof random_, 0) != sizeof random_) random_[0] = monotonicUs();
+  random_[0] |= 1;
+}
+
+Worker::~Worker() {
+  stop();
+}
+
+void Worker::start() {
+  thread_ = std::thread([this] { run(); });
+  pthread_setname_np(thread_.native_handle(), ("engine-" + std::to_string(index_)).c_str());
+}
+
+void Worker::stop() {
+  stopping_ = true;
+  if (thread_.joinable()) {
+    loop.post([] {});
+    thread_.join();
+  }
+  loop.closeMailbox();
+}
+
+void Worker::run() {
+  namespace_ = std::make_unique<ThreadNamespace>();
+  while (!stopping_) {
+    loop.turn(-1);
+    endTurn();
+  }
+  closeAll();
+}
+
+void Worker::endTurn() {
+  if (!withheld_tunnels.empty() && !budget().exceeded()) {
+    while (Tunnel* tunnel = withheld_tunnels.popFront()) tunnel->releaseCredit();
+  }
+  // Flushing may make tunnels dirty again only by ending streams; what they add goes out with the next turn's events.
+  List<Tunnel> dirty;
+  dirty_tunnels.moveTo(dirty);
+  while (Tunnel* tunnel = dirty.popFront()) tunnel->flush();
+  if (!dirty_tunnels.empty()) loop.post([] {});
+  if (draining_) checkDrained();
+  if (!records_.empty()) {
+    auto batch = std::move(records_);
+    records_.clear();
+    shared_.events.onAccess(std::move(batch));
+  }
+  if (ended_since_trim_ > kTrimAfter && flows.empty() && !trim_timer_.armed()) loop.arm(trim_timer_, kTrimIdleUs);
+  loop.destroyDisposed();
+}
+
+void Worker::closeAll() {
+  silent_ = true;
+  while (Flow* flow = flows.front()) flow->cut(Reason::kDrained, "");
+  while (!tunnels_.empty()) tunnels_.begin()->first->close(Reason::kDrained, "");
+  pods_.clear();
+  loop.destroyDisposed();
+  records_.clear();
+  if (drained_) drained_();
+  drained_ = nullptr;
+}
+
+void Worker::addPod(const PodPtr& pod, PodListeners listeners) {
+  WorkerPod& entry = pods_[pod->uid];
+  entry.pod = pod;
+  entry.acceptors.clear();
+  auto listen = [&](Acceptor::Role role, Fd fd) {
+    entry.acceptors.push_back(std::make_unique<Acceptor>(*this, pod, role, std::move(fd)));
+  };
+  if (draining_) return;
+  listen(Acceptor::Role::kOutbound, std::move(listeners.outbound));
+  listen(Acceptor::Role::kPlaintext, std::move(listeners.plaintext));
+  listen(Acceptor::Role::kHbone, std::move(listeners.hbone));
+}
+
+void Worker::removePod(const std::string& uid) {
+  auto found = pods_.find(uid);
+  if (found == pods_.end()) return;
+  PodPtr pod = found->second.pod;
+  pods_.erase(found);  // messages run after the turn's events: none can name its acceptors any more
+  flows.forEach([&](Flow& flow) {
+    if (flow.pod() == pod) flow.cut(Reason::kDrained, "the pod left the mesh");
+  });
+  std::vector<Tunnel*> tunnels;
+  for (auto& [tunnel, owner] : tunnels_) {
+    if (tunnel->pod() == pod) tunnels.push_back(tunnel);
+  }
+  for (Tunnel* tunnel : tunnels) tunnel->close(Reason::kDrained, "the pod left the mesh");
+  namespace_->leave(pod.get());
+}
+
+void Worker::setCertificate(const Identity& identity, std::shared_ptr<const CertificateBundle> bundle) {
+  certificates_[identity.uri()] = {std::move(bundle), nullptr};
+  asked_us_.erase(identity.uri());
+  pool.retireIdentity(identity);
+  wakeWaiters();
+}
+
+void Worker::removeCertificate(const Identity& identity) {
+  certificates_.erase(identity.uri());
+  pool.retireIdentity(identity);
+}
+
+void Worker::stateChanged(bool authorize_again) {
+  if (authorize_again) {
+    flows.forEach([](Flow& flow) {
+      std::string policy;
+      if (!flow.stillAllowed(policy)) flow.cut(Reason::kPolicyChanged, policy);
+    });
+  }
+  wakeWaiters();
+}
+
+void Worker::wakeWaiters() {
+  List<Waiter> waiting;
+  waiters_.moveTo(waiting);
+  while (Waiter* waiter = waiting.popFront()) waiter->onLocalChange();
+}
+
+void Worker::drain(uint64_t deadline_us, std::function<void()> done) {
+  if (drained_) {
+    auto first = std::move(drained_);
+    drained_ = [first, done] {
+      first();
+      done();
+    };
+  } else {
+    drained_ = std::move(done);
+  }
+  draining_ = true;
+  for (auto& [uid, entry] : pods_) entry.acceptors.clear();
+  std::vector<ServerTunnel*> servers;
+  for (auto& [tunnel, owner] : tunnels_) {
+    if (auto* server = dynamic_cast<ServerTunnel*>(tunnel)) servers.push_back(server);
+  }
+  for (auto* server : servers) server->drain();
+  loop.arm(drain_timer_, deadline_us);
+}
+
+void Worker::checkDrained() {
+  if (!drained_ || !flows.empty()) return;
+  if (drain_timer_.armed()) {
+    // New streams may come until every tunnel has its final GOAWAY.
+    for (auto& [tunnel, owner] : tunnels_) {
+      auto* server = dynamic_cast<ServerTunnel*>(tunnel);
+      if (server != nullptr && !server->drained()) return;
+    }
+    drain_timer_.cancel();
+  }
+  if (!records_.empty()) {
+    auto batch = std::move(records_);
+    records_.clear();
+    shared_.events.onAccess(std::move(batch));
+  }
+  auto done = std::move(drained_);
+  drained_ = nullptr;
+  done();
+}
+
+void Worker::listConnections(std::vector<ConnectionInfo>& out) {
+  flows.forEach([&](Flow& flow) { out.push_back(flow.info()); });
+}
+
+void Worker::accept(Acceptor& acceptor, Fd fd) {
+  switch (acceptor.role()) {
+    case Acceptor::Role::kOutbound:
+      (new OutboundFlow(*this, acceptor.pod(), std::move(fd)))->begin();  // owned by `flows` until it finishes
+      return;
+    case Acceptor::Role::kPlaintext:
+      (new InboundPlainFlow(*this, acceptor.pod(), std::move(fd)))->begin();
+      return;
+    case Acceptor::Role::kHbone: {
+      auto tunnel = std::make_unique<ServerTunnel>(*this, acceptor.pod());
+      ServerTunnel* started = tunnel.get();
+      own(std::move(tunnel));
+      started->begin(std::move(fd));
+      return;
+    }
+  }
+}
+
+WorkloadPtr Worker::localWorkload(const Pod& pod) const {
+  return state().localWorkload(pod.ns, pod.name, pod.service_account);
+}
+
+std::shared_ptr<const TlsContext> Worker::tls(const Identity& identity) {
+  std::string uri = identity.uri();
+  auto found = certificates_.find(uri);
+  if (found == certificates_.end()) {
+    uint64_t now = loop.nowUs();
+    auto [asked, first] = asked_us_.try_emplace(uri, now);
+    if (first || now - asked->second >= kAskAgainUs) {
+      asked->second = now;
+      shared_.events.onCertificateNeeded(uri);
+    }
+    return nullptr;
+  }
+  if (!found->second.context) {
+    try {
+      found->second.context = std::make_shared<TlsContext>(identity, *found->second.bundle);
+    } catch (const std::exception&) {
+      return nullptr;  // Engine::setCertificate() read the same bundle: only want of memory leads here
+    }
+  }
+  return found->second.context;
+}
+
+DialResult Worker::dialFrom(const Pod& pod, const SocketAddress& to, const std::optional<SocketAddress>& claim) {
+  if (int error = namespace_->enter(&pod, pod.netns.get()); error != 0) return {Fd(), error};
+  return dial(to, claim, pod.claims);
+}
+
+void Worker::own(std::unique_ptr<Tunnel> tunnel) {
+  Tunnel* key = tunnel.get();
+  tunnels_.emplace(key, std::move(tunnel));
+}
+
+void Worker::disown(Tunnel& tunnel) {
+  auto found = tunnels_.find(&tunnel);
+  if (found == tunnels_.end()) return;
+  loop.dispose(std::move(found->second));
+  tunnels_.erase(found);
+}
+
+void Worker::record(AccessRecord record) {
+  if (silent_) return;
+  if (records_.size() >= kMaxRecordsATurn) {
+    stats.access_records_dropped.fetch_add(1, std::memory_order_relaxed);
+    return;
+  }
+  records_.push_back(std::move(record));
+}
+
+void Worker::recordFailure(AccessRecord record) {
+  TrafficLabels labels;
+  labels.reporter = record.inbound ? Reporter::kDestination : Reporter::kSource;
+  labels.source = record.source_workload;
+  labels.destination = record.destination_workload;
+  labels.reason = record.reason;
+  traffic.series(labels)->failed.fetch_add(1, std::memory_order_relaxed);
+  this->record(std::move(record));
+}
+
+std::unique_ptr<std::vector<iovec>> Worker::takeSlices() {
+  if (free_slices_.empty()) return std::make_unique<std::vector<iovec>>();
+  auto slices = std::move(free_slices_.back());
+  free_slices_.pop_back();
+  return slices;
+}
+
+void Worker::giveSlices(std::unique_ptr<std::vector<iovec>> slices) {
+  slices->clear();
+  if (free_slices_.size() < 64 && slices->capacity() <= 4096) free_slices_.push_back(std::move(slices));
+}
+
+// xorshift128+: trace ids need to be distinct, not secret.
+void Worker::randomBytes(uint8_t* out, size_t n) {
+  while (n > 0) {
+    uint64_t x = random_[0];
+    const uint64_t y = random_[1];
+    random_[0] = y;
+    x ^= x << 23;
+    random_[1] = x ^ y ^ (x >> 17) ^ (y >> 26);
+    uint64_t value = random_[1] + y;
+    size_t part = std::min(n, sizeof value);
+    std::memcpy(out, &value, part);
+    out += part;
+    n -= part;
+  }
+}
+
+void Worker::trimMemory() {
+  ended_since_trim_ = 0;
+  if (!flows.empty()) return;
+  blocks.trim();
+  free_slices_.clear();
+  malloc_trim(0);
+}
+
+}  // namespace ebbtide

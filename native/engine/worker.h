@@ -1,0 +1,159 @@
+// One thread of the engine: its loop, its share of every pod's listeners, its tunnels, connections and counters. Nothing
+// of it is shared with other workers; other threads reach it through post().
+#pragma once
+
+#include <atomic>
+#include <future>
+#include <memory>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "engine.h"
+#include "flow.h"
+#include "inbound.h"
+#include "outbound.h"
+#include "pod.h"
+#include "pool.h"
+#include "tls_context.h"
+#include "waiter.h"
+
+namespace ebbtide {
+
+// What the workers of one engine have in common.
+struct Shared {
+  Shared(const EngineConfig& config, EngineEvents& events) : config(config), events(events), state(config.state) {}
+
+  const EngineConfig config;
+  EngineEvents& events;
+  State state;
+  BufferBudget budget;
+};
+
+// A worker's gauges; written by it, read by any thread.
+struct WorkerStats {
+  std::atomic<uint64_t> open_connections{0}, hbone_connections{0}, handshakes{0}, handshake_failures{0};
+  std::atomic<uint64_t> access_records_dropped{0};
+};
+
+class Acceptor;
+
+class Worker {
+ public:
+  Worker(Shared& shared, unsigned index);
+  ~Worker();
+
+  // ---- any thread ----
+  void start();
+  // Closes everything without further records, and joins. Idempotent.
+  void stop();
+  bool post(std::function<void()> task) { return loop.post(std::move(task)); }
+
+  // ---- the worker's thread ----
+  void addPod(const PodPtr& pod, PodListeners listeners);
+  void removePod(const std::string& uid);
+  void setCertificate(const Identity& identity, std::shared_ptr<const CertificateBundle> bundle);
+  void removeCertificate(const Identity& identity);
+  void stateChanged(bool authorize_again);
+  void drain(uint64_t deadline_us, std::function<void()> done);
+  void listConnections(std::vector<ConnectionInfo>& out);
+
+  void accept(Acceptor& acceptor, Fd fd);
+  WorkloadPtr localWorkload(const Pod& pod) const;
+  // Null until the certificate is there; asks for it.
+  std::shared_ptr<const TlsContext> tls(const Identity& identity);
+  // Calls the waiter once when workloads or certificates change. It keeps its own deadline.
+  void wait(Waiter& waiter) { waiters_.pushBack(waiter.waiter_hook_); }
+  DialResult dialFrom(const Pod& pod, const SocketAddress& to, const std::optional<SocketAddress>& claim);
+
+  void own(std::unique_ptr<Tunnel> tunnel);
+  void disown(Tunnel& tunnel);  // disposes of it
+  void record(AccessRecord record);
+  // A refused connection that never became a flow.
+  void recordFailure(AccessRecord record);
+  void flowEnded() { ended_since_trim_++; }
+  std::unique_ptr<std::vector<iovec>> takeSlices();
+  void giveSlices(std::unique_ptr<std::vector<iovec>> slices);
+  void randomBytes(uint8_t* out, size_t n);
+
+  const EngineConfig& config() const { return shared_.config; }
+  const State& state() const { return shared_.state; }
+  BufferBudget& budget() { return shared_.budget; }
+  uint64_t connectTimeoutUs() const { return toUs(config().connect_timeout); }
+  uint64_t tlsTimeoutUs() const { return toUs(config().tls_timeout); }
+  uint64_t answerTimeoutUs() const { return toUs(config().connect_response_timeout); }
+  uint64_t localTimeoutUs() const { return toUs(config().local_workload_timeout); }
+  uint64_t poolIdleUs() const { return toUs(config().pool_idle); }
+  uint64_t pingIntervalUs() const { return toUs(config().ping_interval); }
+  uint64_t pingTimeoutUs() const { return toUs(config().ping_timeout); }
+
+  // Ciphertext as it came, its plaintext (a partial record may join what comes next), and one application's bytes.
+  static constexpr size_t kPlainBytes = kTurnBytes + 2 * kRecordBytes;
+  const std::unique_ptr<uint8_t[]> receive_buffer, plain_buffer, application_buffer;
+
+  Loop loop;
+  BlockPool blocks;
+  ClientPool pool;
+  TrafficCounters traffic;
+  WorkerStats stats;
+  List<Flow> flows;
+  List<Tunnel> dirty_tunnels, withheld_tunnels;
+
+ private:
+  struct Certificate {
+    std::shared_ptr<const CertificateBundle> bundle;
+    std::shared_ptr<const TlsContext> context;  // made at first use
+  };
+  struct WorkerPod {
+    PodPtr pod;
+    std::vector<std::unique_ptr<Acceptor>> acceptors;
+  };
+
+  static uint64_t toUs(std::chrono::milliseconds time) { return static_cast<uint64_t>(time.count()) * 1000; }
+  void run();
+  void endTurn();
+  void closeAll();
+  void wakeWaiters();
+  void checkDrained();
+  void trimMemory();
+
+  Shared& shared_;
+  const unsigned index_;
+  std::thread thread_;
+  std::atomic<bool> stopping_{false};
+  std::unique_ptr<ThreadNamespace> namespace_;
+  std::unordered_map<std::string, WorkerPod> pods_;
+  std::unordered_map<std::string, Certificate> certificates_;  // by SPIFFE URI
+  std::unordered_map<std::string, uint64_t> asked_us_;         // certificate requests, to ask once a second
+  std::unordered_map<Tunnel*, std::unique_ptr<Tunnel>> tunnels_;
+  List<Waiter> waiters_;
+  std::vector<AccessRecord> records_;
+  std::vector<std::unique_ptr<std::vector<iovec>>> free_slices_;
+  bool draining_ = false, silent_ = false;
+  std::function<void()> drained_;
+  Timer drain_timer_;
+  uint64_t ended_since_trim_ = 0;
+  Timer trim_timer_;
+  uint64_t random_[2];
+};
+
+// A listening socket of one role.
+class Acceptor final : public Pollable {
+ public:
+  enum class Role : uint8_t { kOutbound, kPlaintext, kHbone };
+  Acceptor(Worker& worker, PodPtr pod, Role role, Fd fd);
+  ~Acceptor();
+  void onEvents(uint32_t events) override;
+  const PodPtr& pod() const { return pod_; }
+  Role role() const { return role_; }
+
+ private:
+  Worker& worker_;
+  PodPtr pod_;
+  Role role_;
+  Fd fd_;
+  Timer pause_;
+};
+
+}  // namespace ebbtide
