@@ -1,0 +1,223 @@
+// What JavaScript sees of native/capture: class Capture and the functions about network namespaces. No logic
+// here.
+#include <napi.h>
+#include <unistd.h>
+
+#include <memory>
+
+#include "error.h"
+#include "netns.h"
+#include "node_capture.h"
+#include "pins.h"
+
+namespace ebbtide::capture {
+
+namespace {
+
+// The one boundary at which C++ errors become JavaScript's: Error with `errno` and `log`.
+template <typename Function>
+auto guarded(Napi::Env env, Function function) -> decltype(function()) {
+  try {
+    return function();
+  } catch (const CaptureError& error) {
+    Napi::Error thrown = Napi::Error::New(env, error.what());
+    thrown.Set("errno", Napi::Number::New(env, error.number));
+    thrown.Set("log", Napi::String::New(env, error.log));
+    throw thrown;
+  } catch (const Napi::Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw Napi::Error::New(env, error.what());
+  }
+}
+
+std::string text(const Napi::Object& object, const char* name) {
+  Napi::Value value = object.Get(name);
+  if (!value.IsString()) throw Napi::TypeError::New(object.Env(), std::string(name) + " must be a string");
+  return value.As<Napi::String>();
+}
+
+int integer(const Napi::Value& value, const char* name) {
+  if (!value.IsNumber()) throw Napi::TypeError::New(value.Env(), std::string(name) + " must be a number");
+  return value.As<Napi::Number>().Int32Value();
+}
+
+PodSpec podSpec(const Napi::Value& value) {
+  if (!value.IsObject()) throw Napi::TypeError::New(value.Env(), "pod must be an object");
+  Napi::Object object = value.As<Napi::Object>();
+  PodSpec spec;
+  spec.uid = text(object, "uid");
+  spec.netns_fd = integer(object.Get("netnsFd"), "netnsFd");
+  spec.bypass_inbound = object.Get("bypassInbound").ToBoolean();
+  Napi::Value addresses = object.Get("addresses");
+  if (!addresses.IsArray()) throw Napi::TypeError::New(value.Env(), "addresses must be an array");
+  Napi::Array array = addresses.As<Napi::Array>();
+  for (uint32_t i = 0; i < array.Length(); i++)
+    spec.addresses.push_back(parseAddress(array.Get(i).ToString()));
+  return spec;
+}
+
+Napi::Array addressArray(Napi::Env env, const std::vector<Address>& addresses) {
+  Napi::Array array = Napi::Array::New(env, addresses.size());
+  for (uint32_t i = 0; i < addresses.size(); i++) array.Set(i, formatAddress(addresses[i]));
+  return array;
+}
+
+class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
+ public:
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(
+        env, "Capture",
+        {InstanceMethod<&CaptureObject::trustProxy>("trustProxy"),
+         InstanceMethod<&CaptureObject::distrustProxy>("distrustProxy"),
+         InstanceMethod<&CaptureObject::prepare>("prepare"),
+         InstanceMethod<&CaptureObject::activate>("activate"),
+         InstanceMethod<&CaptureObject::release>("release"),
+         InstanceMethod<&CaptureObject::adopted>("adopted"), InstanceMethod<&CaptureObject::status>("status"),
+         InstanceMethod<&CaptureObject::close>("close")});
+  }
+
+  explicit CaptureObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<CaptureObject>(info) {
+    guarded(info.Env(), [&] {
+      if (!info[0].IsObject()) throw Napi::TypeError::New(info.Env(), "options must be an object");
+      Napi::Object options = info[0].As<Napi::Object>();
+      GuardKind kind = options.Get("classicGuard").ToBoolean() ? GuardKind::kClassic : GuardKind::kAutomatic;
+      capture_ = std::make_unique<NodeCapture>(text(options, "cgroup"), text(options, "pinDirectory"), kind);
+    });
+  }
+
+ private:
+  template <typename Function>
+  auto with(const Napi::CallbackInfo& info, Function function) {
+    return guarded(info.Env(), [&] {
+      if (!capture_) throw CaptureError("this capture is closed", EBADF);
+      return function(*capture_);
+    });
+  }
+
+  void trustProxy(const Napi::CallbackInfo& info) {
+    with(info, [&](NodeCapture& capture) { capture.trustProxy(integer(info[0], "pid")); });
+  }
+  void distrustProxy(const Napi::CallbackInfo& info) {
+    with(info, [&](NodeCapture& capture) { capture.distrustProxy(integer(info[0], "pid")); });
+  }
+  void prepare(const Napi::CallbackInfo& info) {
+    with(info, [&](NodeCapture& capture) { capture.prepare(podSpec(info[0])); });
+  }
+  void activate(const Napi::CallbackInfo& info) {
+    with(info, [&](NodeCapture& capture) { capture.activate(podSpec(info[0])); });
+  }
+  void release(const Napi::CallbackInfo& info) {
+    with(info, [&](NodeCapture& capture) { capture.release(info[0].ToString()); });
+  }
+
+  Napi::Value adopted(const Napi::CallbackInfo& info) {
+    return with(info, [&](NodeCapture& capture) -> Napi::Value {
+      Napi::Env env = info.Env();
+      Napi::Array array = Napi::Array::New(env);
+      for (const KnownPod& pod : capture.adopted()) {
+        Napi::Object object = Napi::Object::New(env);
+        object.Set("uid", pod.uid);
+        object.Set("cookie", Napi::BigInt::New(env, pod.cookie));
+        object.Set("state", pod.captured ? "captured" : "prepared");
+        object.Set("addresses", addressArray(env, pod.addresses));
+        array.Set(array.Length(), object);
+      }
+      return array;
+    });
+  }
+
+  Napi::Value status(const Napi::CallbackInfo& info) {
+    return with(info, [&](NodeCapture& capture) -> Napi::Value {
+      Napi::Env env = info.Env();
+      Napi::Array array = Napi::Array::New(env);
+      for (const PodStatus& pod : capture.status()) {
+        Napi::Object listeners = Napi::Object::New(env);
+        listeners.Set("outbound", pod.outbound_listeners);
+        listeners.Set("hbone", pod.hbone_listeners);
+        listeners.Set("plaintext", pod.plaintext_listeners);
+        Napi::Object object = Napi::Object::New(env);
+        object.Set("uid", pod.uid);
+        object.Set("cookie", Napi::BigInt::New(env, pod.cookie));
+        object.Set("outbound", pod.outbound);
+        object.Set("inbound", pod.inbound);
+        object.Set("guard", pod.guard);
+        object.Set("listeners", listeners);
+        object.Set("capturedConnections", Napi::BigInt::New(env, pod.captured_connections));
+        object.Set("steeredConnections", Napi::BigInt::New(env, pod.steered_connections));
+        object.Set("guardDrops", Napi::BigInt::New(env, pod.guard_drops));
+        object.Set("inheritedConnections", pod.inherited_connections);
+        object.Set("lastCaptureNs", Napi::BigInt::New(env, pod.last_capture_ns));
+        array.Set(array.Length(), object);
+      }
+      return array;
+    });
+  }
+
+  void close(const Napi::CallbackInfo& info) {
+    guarded(info.Env(), [&] {
+      if (!capture_) return;
+      if (info[0].ToBoolean()) capture_->removeAll();
+      capture_.reset();
+    });
+  }
+
+  std::unique_ptr<NodeCapture> capture_;
+};
+
+Napi::Value openNetnsPath(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    return Napi::Number::New(info.Env(), openNetns(info[0].ToString()).release());
+  });
+}
+
+Napi::Value netnsAddressList(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    return addressArray(info.Env(), netnsAddresses(integer(info[0], "fd")));
+  });
+}
+
+Napi::Value netnsInodeNumber(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    return Napi::BigInt::New(info.Env(), netnsInode(integer(info[0], "fd")));
+  });
+}
+
+Napi::Value netnsCookieNumber(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    return Napi::BigInt::New(info.Env(), netnsCookie(integer(info[0], "fd")));
+  });
+}
+
+void closeDescriptor(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    if (::close(integer(info[0], "fd"))) throw CaptureError("closing a descriptor", errno);
+  });
+}
+
+Napi::Value removeAllPins(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    return Napi::Number::New(info.Env(), removePins(info[0].ToString()));
+  });
+}
+
+}  // namespace
+
+static Napi::Object defineExports(Napi::Env env, Napi::Object exports) {
+  exports.Set("Capture", CaptureObject::define(env));
+  exports.Set("openNetns", Napi::Function::New(env, openNetnsPath));
+  exports.Set("netnsAddresses", Napi::Function::New(env, netnsAddressList));
+  exports.Set("netnsInode", Napi::Function::New(env, netnsInodeNumber));
+  exports.Set("netnsCookie", Napi::Function::New(env, netnsCookieNumber));
+  exports.Set("closeFd", Napi::Function::New(env, closeDescriptor));
+  exports.Set("removePins", Napi::Function::New(env, removeAllPins));
+  return exports;
+}
+
+}  // namespace ebbtide::capture
+
+// Node's macro makes a name of this name, so it must not be qualified.
+static Napi::Object initialize(Napi::Env env, Napi::Object exports) {
+  return ebbtide::capture::defineExports(env, exports);
+}
+NODE_API_MODULE(capture, initialize)

@@ -1,0 +1,147 @@
+// tcx by LINK_CREATE, which libbpf 1.1 does not know by name; clsact by libbpf's tc calls.
+#include "guard.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <net/if.h>
+
+#include "error.h"
+#include "fd.h"
+#include "pins.h"
+
+namespace ebbtide::capture {
+
+namespace {
+
+constexpr auto kTcxIngress = static_cast<bpf_attach_type>(46);  // BPF_TCX_INGRESS, Linux 6.6
+constexpr const char* kLinkPrefix = "guard-";
+constexpr const char* kClassicPrefix = "guardtc-";
+// Filter of ours on a clsact qdisc that others use as well.
+constexpr uint32_t kHandle = 1;
+constexpr uint32_t kPriority = 0xebb;
+
+int indexOf(const std::string& name) {
+  return std::stoi(name.substr(name.find('-') + 1));
+}
+
+uint32_t programId(int program_fd) {
+  bpf_prog_info info{};
+  unsigned size = sizeof(info);
+  if (bpf_obj_get_info_by_fd(program_fd, &info, &size))
+    throw CaptureError("asking the id of a BPF program", errno);
+  return info.id;
+}
+
+bpf_tc_hook ingressOf(int interface_index) {
+  bpf_tc_hook hook{};
+  hook.sz = sizeof(hook);
+  hook.ifindex = interface_index;
+  hook.attach_point = BPF_TC_INGRESS;
+  return hook;
+}
+
+bpf_tc_opts filter() {
+  bpf_tc_opts options{};
+  options.sz = sizeof(options);
+  options.handle = kHandle;
+  options.priority = kPriority;
+  return options;
+}
+
+// Whether the filter with our handle runs the program.
+bool classicAttached(int interface_index, uint32_t program_id) {
+  bpf_tc_hook hook = ingressOf(interface_index);
+  bpf_tc_opts options = filter();
+  return !bpf_tc_query(&hook, &options) && options.prog_id == program_id;
+}
+
+void attachClassic(const std::string& path, int interface_index, int program_fd) {
+  bpf_tc_hook hook = ingressOf(interface_index);
+  int error = bpf_tc_hook_create(&hook);
+  if (error && error != -EEXIST) throw CaptureError("making a clsact qdisc for the guard", -error);
+  bpf_tc_opts options = filter();
+  options.prog_fd = program_fd;
+  options.flags = BPF_TC_F_REPLACE;
+  if ((error = bpf_tc_attach(&hook, &options))) throw CaptureError("attaching the guard by clsact", -error);
+  unpin(path);
+  pin(program_fd, path);
+}
+
+}  // namespace
+
+bool isGuardPin(const std::string& name) {
+  return name.starts_with(kLinkPrefix) || isClassicGuardPin(name);
+}
+
+bool isClassicGuardPin(const std::string& name) {
+  return name.starts_with(kClassicPrefix);
+}
+
+void attachGuard(const std::string& directory, int interface_index, int program_fd, GuardKind kind) {
+  std::string suffix = std::to_string(interface_index);
+  std::string path = directory + "/" + kLinkPrefix + suffix;
+  std::string classic_path = directory + "/" + kClassicPrefix + suffix;
+  if (exists(classic_path)) return attachClassic(classic_path, interface_index, program_fd);
+  Fd link = openPin(path);
+  if (link && linkTarget(link.get()) == static_cast<uint64_t>(interface_index))
+    return updateLink(link.get(), program_fd, path);
+  if (link) removeLink(path);
+  if (kind == GuardKind::kAutomatic) {
+    Fd fresh(bpf_link_create(program_fd, interface_index, kTcxIngress, nullptr));
+    if (fresh) return pin(fresh.get(), path);
+    if (errno != EINVAL && errno != EOPNOTSUPP) throw CaptureError("attaching the guard by tcx", errno);
+  }
+  attachClassic(classic_path, interface_index, program_fd);
+}
+
+void removeClassicGuard(const std::string& path, const std::string& name) {
+  Fd program = openPin(path);
+  if (!program || !classicAttached(indexOf(name), programId(program.get()))) return;
+  bpf_tc_hook hook = ingressOf(indexOf(name));
+  bpf_tc_opts options = filter();
+  if (int error = bpf_tc_detach(&hook, &options)) throw CaptureError("detaching the guard " + path, -error);
+  // The qdisc stays: others may use it, it does nothing by itself, and it goes with the interface.
+}
+
+void removeGuards(const std::string& directory) {
+  for (const std::string& name : listDirectory(directory)) {
+    if (!isGuardPin(name)) continue;
+    std::string path = directory + "/" + name;
+    if (isClassicGuardPin(name)) {
+      removeClassicGuard(path, name);
+      unpin(path);
+    } else {
+      removeLink(path);
+    }
+  }
+}
+
+unsigned countGuards(const std::string& directory) {
+  unsigned count = 0;
+  for (const std::string& name : listDirectory(directory)) {
+    if (!isGuardPin(name)) continue;
+    Fd object = openPin(directory + "/" + name);
+    if (!object) continue;
+    if (isClassicGuardPin(name) ? classicAttached(indexOf(name), programId(object.get()))
+                                : linkTarget(object.get()) != 0)
+      count++;
+  }
+  return count;
+}
+
+void updateGuards(const std::string& directory, int program_fd) {
+  for (const std::string& name : listDirectory(directory)) {
+    if (!isGuardPin(name)) continue;
+    std::string path = directory + "/" + name;
+    Fd object = openPin(path);
+    if (!object) continue;
+    if (isClassicGuardPin(name)) {
+      if (classicAttached(indexOf(name), programId(object.get())))
+        attachClassic(path, indexOf(name), program_fd);
+    } else if (linkTarget(object.get())) {
+      updateLink(object.get(), program_fd, path);
+    }
+  }
+}
+
+}  // namespace ebbtide::capture

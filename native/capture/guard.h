@@ -1,0 +1,26 @@
+// The guard: a pod's tc program on the host side of its veths, by tcx link or, on kernels before 6.6, by
+// clsact.
+#pragma once
+
+#include <string>
+
+namespace ebbtide::capture {
+
+enum class GuardKind { kAutomatic, kClassic };
+
+// Attaches to the interface's ingress in the caller's network namespace and pins below `directory`, or
+// updates what is pinned.
+void attachGuard(const std::string& directory, int interface_index, int program_fd, GuardKind kind);
+// Detaches all guards pinned in the directory.
+void removeGuards(const std::string& directory);
+// Number of guards pinned in the directory that are attached to a living interface.
+unsigned countGuards(const std::string& directory);
+// Puts another program into all guards pinned in the directory.
+void updateGuards(const std::string& directory, int program_fd);
+
+bool isGuardPin(const std::string& name);
+bool isClassicGuardPin(const std::string& name);
+// Takes the tc filter down that the pinned program belongs to; the pin itself stays.
+void removeClassicGuard(const std::string& path, const std::string& name);
+
+}  // namespace ebbtide::capture

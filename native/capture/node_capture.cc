@@ -1,0 +1,222 @@
+// Opening and adopting, trusting proxies, and what pods have in common. Steps of one pod are in
+// node_capture_pod.cc.
+#include "node_capture.h"
+
+#include <bpf/bpf.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "error.h"
+#include "pins.h"
+#include "process.h"
+
+namespace ebbtide::capture {
+
+namespace {
+
+constexpr unsigned kFlowBatch = 4096;
+
+Fd openDirectory(const std::string& path) {
+  Fd fd(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) throw CaptureError("opening " + path, errno);
+  return fd;
+}
+
+}  // namespace
+
+bool isValidUid(const std::string& uid) {
+  return !uid.empty() && uid.size() < EBB_UID_SIZE &&
+         std::all_of(
+             uid.begin(), uid.end(), [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_'; });
+}
+
+NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind)
+    : cgroup_(std::move(cgroup)), pin_directory_(std::move(pin_directory)), guard_kind_(guard_kind) {
+  root_ = pin_directory_ + "/" EBB_PIN_VERSION;
+  map_directory_ = root_ + "/maps";
+  cgroup_fd_ = openDirectory(cgroup_);
+  host_netns_ = Fd(open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
+  if (!host_netns_) throw CaptureError("opening the agent's own network namespace", errno);
+  makePinDirectory(pin_directory_);
+  lock_ = openDirectory(pin_directory_);
+  if (flock(lock_.get(), LOCK_EX | LOCK_NB))
+    throw CaptureError("locking " + pin_directory_, errno, "another agent uses it");
+  for (const char* name : {"", "/maps", "/links", "/pods"}) makeDirectory(root_ + name);
+  CapturePrograms loaded = loadCapture(map_directory_);
+  maps_ = std::move(loaded.maps);
+  forgetDeadProxies();
+  adopt();
+  attachCgroupPrograms(loaded.programs);
+}
+
+void NodeCapture::attachCgroupPrograms(const std::vector<CgroupProgram>& programs) {
+  struct stat info;
+  if (fstat(cgroup_fd_.get(), &info)) throw CaptureError("fstat of " + cgroup_, errno);
+  for (const CgroupProgram& each : programs) {
+    std::string path = root_ + "/links/" + each.name;
+    Fd link = openPin(path);
+    if (link && linkTarget(link.get()) == info.st_ino) {
+      updateLink(link.get(), each.program.get(), path);
+      continue;
+    }
+    if (link) removeLink(path);
+    Fd fresh(bpf_link_create(each.program.get(), cgroup_fd_.get(),
+                             static_cast<bpf_attach_type>(each.attach_type), nullptr));
+    if (!fresh)
+      throw CaptureError("attaching " + each.name + " to " + cgroup_, errno,
+                         "it must be a directory of cgroup2");
+    pin(fresh.get(), path);
+  }
+}
+
+void NodeCapture::trustProxy(pid_t pid) {
+  ProcessIdentity identity = identifyProcess(pid, cgroup_);
+  uint32_t key = static_cast<uint32_t>(pid);
+  ebb_proxy value{identity.cgroup, identity.start_ticks};
+  if (bpf_map_update_elem(maps_.proxies.get(), &key, &value, BPF_ANY))
+    throw CaptureError("trusting process " + std::to_string(pid), errno);
+}
+
+void NodeCapture::distrustProxy(pid_t pid) {
+  uint32_t key = static_cast<uint32_t>(pid);
+  if (bpf_map_delete_elem(maps_.proxies.get(), &key) && errno != ENOENT)
+    throw CaptureError("distrusting process " + std::to_string(pid), errno);
+}
+
+void NodeCapture::forgetDeadProxies() {
+  uint32_t key, next;
+  std::vector<uint32_t> dead;
+  for (int error = bpf_map_get_next_key(maps_.proxies.get(), nullptr, &next); !error;
+       error = bpf_map_get_next_key(maps_.proxies.get(), &key, &next)) {
+    key = next;
+    ebb_proxy value;
+    if (!bpf_map_lookup_elem(maps_.proxies.get(), &key, &value) &&
+        processStart(static_cast<pid_t>(key)) != value.start_ticks)
+      dead.push_back(key);
+  }
+  for (uint32_t pid : dead) distrustProxy(static_cast<pid_t>(pid));
+}
+
+void NodeCapture::adopt() {
+  uint64_t cookie, next;
+  for (int error = bpf_map_get_next_key(maps_.pods.get(), nullptr, &next); !error;
+       error = bpf_map_get_next_key(maps_.pods.get(), &cookie, &next)) {
+    cookie = next;
+    ebb_pod value;
+    if (bpf_map_lookup_elem(maps_.pods.get(), &cookie, &value)) continue;
+    value.uid[EBB_UID_SIZE - 1] = 0;
+    if (isValidUid(value.uid)) pods_[value.uid].cookie = cookie;
+  }
+  ebb_address_key address, next_address;
+  for (int error = bpf_map_get_next_key(maps_.addresses.get(), nullptr, &next_address); !error;
+       error = bpf_map_get_next_key(maps_.addresses.get(), &address, &next_address)) {
+    address = next_address;
+    for (auto& [uid, pod] : pods_)
+      if (pod.cookie == address.cookie)
+        pod.addresses.push_back(
+            {address.address[0], address.address[1], address.address[2], address.address[3]});
+  }
+  std::map<uint64_t, std::vector<ebb_tuple>> inherited;
+  if (!pods_.empty()) collectInherited(inherited);
+  std::vector<std::string> gone;
+  for (auto& [uid, pod] : pods_) {
+    pod.inherited = std::move(inherited[pod.cookie]);
+    ebb_pod value;
+    bool captured =
+        !bpf_map_lookup_elem(maps_.pods.get(), &pod.cookie, &value) && value.flags & EBB_POD_CAPTURED;
+    Fd steer = openPin(podDirectory(uid) + "/steer");
+    // A captured pod whose namespace is gone will not be asked for again.
+    if (captured && (!steer || !linkTarget(steer.get()))) {
+      gone.push_back(uid);
+      continue;
+    }
+    adoptPod(uid, pod);
+    adopted_.push_back({uid, pod.cookie, captured, pod.addresses});
+  }
+  for (const std::string& uid : gone) release(uid);
+  // Pins without a map entry are what a process left that ended between two steps.
+  for (const std::string& uid : listDirectory(root_ + "/pods"))
+    if (!pods_.contains(uid)) removePins(podDirectory(uid));
+}
+
+void NodeCapture::adoptPod(const std::string& uid, Pod& pod) {
+  std::string directory = podDirectory(uid);
+  Fd steer = openPin(directory + "/steer");
+  if (steer && linkTarget(steer.get()))
+    updateLink(steer.get(), loadSteer(map_directory_, pod.cookie).get(), directory + "/steer");
+  if (countGuards(directory)) {
+    updateGuards(directory, loadGuard(map_directory_, pod.cookie).get());
+    pod.guard = "attached";
+  }
+}
+
+void NodeCapture::collectInherited(std::map<uint64_t, std::vector<ebb_tuple>>& by_cookie) {
+  std::vector<ebb_tuple> keys(kFlowBatch);
+  std::vector<ebb_flow> values(kFlowBatch);
+  uint32_t position = 0;
+  bool first = true, more = true;
+  while (more) {
+    uint32_t count = kFlowBatch;
+    int error = bpf_map_lookup_batch(maps_.flows.get(), first ? nullptr : &position, &position, keys.data(),
+                                     values.data(), &count, nullptr);
+    if (error && errno != ENOENT) throw CaptureError("reading the flows map", errno);
+    more = !error;
+    first = false;
+    for (uint32_t i = 0; i < count; i++)
+      if (values[i].kind == EBB_KIND_INHERITED) by_cookie[keys[i].cookie].push_back(keys[i]);
+  }
+}
+
+unsigned NodeCapture::countListeners(uint64_t cookie, uint32_t role) const {
+  unsigned count = 0;
+  for (uint32_t slot = 0; slot < EBB_MAX_SLOTS; slot++) {
+    ebb_listener_key key{cookie, role, slot};
+    uint64_t socket_cookie;
+    if (!bpf_map_lookup_elem(maps_.listeners.get(), &key, &socket_cookie)) count++;
+  }
+  return count;
+}
+
+std::vector<PodStatus> NodeCapture::status() {
+  std::vector<PodStatus> result;
+  for (auto& [uid, pod] : pods_) {
+    PodStatus each;
+    each.uid = uid;
+    each.cookie = pod.cookie;
+    ebb_pod entry{};
+    if (!bpf_map_lookup_elem(maps_.pods.get(), &pod.cookie, &entry))
+      each.outbound = entry.flags & EBB_POD_CAPTURED;
+    Fd steer = openPin(podDirectory(uid) + "/steer");
+    each.inbound = steer && linkTarget(steer.get());
+    each.guard = pod.guard;
+    if (pod.guard == "attached" && !countGuards(podDirectory(uid)))
+      each.guard = "gone: the host side of the veth was removed";
+    each.outbound_listeners = countListeners(pod.cookie, EBB_ROLE_OUTBOUND);
+    each.hbone_listeners = countListeners(pod.cookie, EBB_ROLE_HBONE);
+    each.plaintext_listeners = countListeners(pod.cookie, EBB_ROLE_PLAINTEXT);
+    ebb_stats stats{};
+    if (!bpf_map_lookup_elem(maps_.stats.get(), &pod.cookie, &stats)) {
+      each.captured_connections = stats.captured;
+      each.steered_connections = stats.steered;
+      each.guard_drops = stats.guard_drops;
+      each.last_capture_ns = stats.last_ns;
+    }
+    pruneInherited(pod);
+    each.inherited_connections = static_cast<unsigned>(pod.inherited.size());
+    result.push_back(std::move(each));
+  }
+  return result;
+}
+
+void NodeCapture::removeAll() {
+  while (!pods_.empty()) release(pods_.begin()->first);
+  removePins(root_);
+  if (rmdir(pin_directory_.c_str()) && errno != ENOTEMPTY && errno != ENOENT && errno != EBUSY)
+    throw CaptureError("removing directory " + pin_directory_, errno);
+}
+
+}  // namespace ebbtide::capture

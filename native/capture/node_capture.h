@@ -1,0 +1,93 @@
+// Capture of one node: the cgroup programs and, for each pod, its map entries, its sk_lookup link and its
+// guard. Everything that matters lives in the kernel under pins; this object can vanish at any moment and
+// another adopts. All functions are called on one thread.
+#pragma once
+
+#include <capture.h>
+#include <sys/types.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "address.h"
+#include "fd.h"
+#include "guard.h"
+#include "programs.h"
+
+namespace ebbtide::capture {
+
+struct PodSpec {
+  std::string uid;
+  int netns_fd = -1;  // borrowed
+  std::vector<Address> addresses;
+  bool bypass_inbound = false;
+};
+
+struct KnownPod {
+  std::string uid;
+  uint64_t cookie = 0;
+  bool captured = false;
+  std::vector<Address> addresses;
+};
+
+struct PodStatus {
+  std::string uid;
+  uint64_t cookie = 0;
+  bool outbound = false, inbound = false;
+  std::string guard;
+  unsigned outbound_listeners = 0, hbone_listeners = 0, plaintext_listeners = 0;
+  uint64_t captured_connections = 0, steered_connections = 0, guard_drops = 0, last_capture_ns = 0;
+  unsigned inherited_connections = 0;
+};
+
+class NodeCapture {
+ public:
+  // Loads, pins and attaches; adopts and updates what an earlier process pinned in the same place.
+  NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind);
+
+  void trustProxy(pid_t pid);
+  void distrustProxy(pid_t pid);
+  void prepare(const PodSpec& pod);
+  void activate(const PodSpec& pod);
+  void release(const std::string& uid);
+  const std::vector<KnownPod>& adopted() const { return adopted_; }
+  std::vector<PodStatus> status();
+  // Takes everything out of the kernel.
+  void removeAll();
+
+ private:
+  struct Pod {
+    uint64_t cookie = 0;
+    std::vector<Address> addresses;
+    std::string guard = "not attached: the pod is not captured";
+    Fd netns;  // only while inherited connections are open, to see them end
+    std::vector<ebb_tuple> inherited;
+  };
+
+  void attachCgroupPrograms(const std::vector<CgroupProgram>& programs);
+  void forgetDeadProxies();
+  void adopt();
+  void adoptPod(const std::string& uid, Pod& pod);
+  void collectInherited(std::map<uint64_t, std::vector<ebb_tuple>>& by_cookie);
+  void writeAddresses(Pod& pod, const std::vector<Address>& addresses);
+  void attachSteer(const PodSpec& spec, const Pod& pod);
+  void publishInherited(const PodSpec& spec, Pod& pod);
+  void pruneInherited(Pod& pod);
+  void guardPod(const PodSpec& spec, Pod& pod);
+  std::string podDirectory(const std::string& uid) const { return root_ + "/pods/" + uid; }
+  unsigned countListeners(uint64_t cookie, uint32_t role) const;
+
+  std::string cgroup_, pin_directory_, root_, map_directory_;
+  GuardKind guard_kind_;
+  Fd lock_, cgroup_fd_, host_netns_;
+  Maps maps_;
+  std::map<std::string, Pod> pods_;
+  std::vector<KnownPod> adopted_;
+};
+
+// Whether the text can name a pod's pins (a bpffs refuses dots).
+bool isValidUid(const std::string& uid);
+
+}  // namespace ebbtide::capture

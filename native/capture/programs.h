@@ -1,0 +1,36 @@
+// The BPF objects embedded in the addon: loaded against the pinned maps, handed out as descriptors of
+// programs and maps.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "fd.h"
+
+namespace ebbtide::capture {
+
+// A program for the root of cgroup2, with its attach type (enum bpf_attach_type) and the name of its pin.
+struct CgroupProgram {
+  std::string name;
+  int attach_type;
+  Fd program;
+};
+
+struct Maps {
+  Fd pods, addresses, proxies, flows, listeners, ports, stats;
+};
+
+struct CapturePrograms {
+  std::vector<CgroupProgram> programs;
+  Maps maps;
+};
+
+// Loads the cgroup programs; maps are taken from `map_directory` (on a bpffs) or made and pinned there.
+CapturePrograms loadCapture(const std::string& map_directory);
+// sk_lookup program of one pod.
+Fd loadSteer(const std::string& map_directory, uint64_t cookie);
+// tc ingress program of one pod.
+Fd loadGuard(const std::string& map_directory, uint64_t cookie);
+
+}  // namespace ebbtide::capture
