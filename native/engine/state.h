@@ -65,6 +65,7 @@ struct InboundTarget {
   SocketAddress application;      // pod IP and final port
   ServicePtr service;             // for telemetry
   bool send_proxy_header = false;
+  SocketAddress proxy_destination;  // what a PROXY header names as destination
 };
 
 // ---- authorization ----
@@ -109,8 +110,9 @@ class State {
   };
   Counts counts() const;
 
+  struct Impl;  // state_index.h
+
  private:
-  struct Impl;
   std::unique_ptr<Impl> impl_;
 };
 

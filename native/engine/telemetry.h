@@ -50,6 +50,19 @@ class TrafficCounters {
   static constexpr size_t kMaxSeries = 20000;
 
  private:
+  // Compares workloads and services by pointer: a new version of a workload is looked up once more.
+  struct LabelsHash {
+    size_t operator()(const TrafficLabels& labels) const noexcept;
+  };
+  struct LabelsEqual {
+    bool operator()(const TrafficLabels& a, const TrafficLabels& b) const noexcept;
+  };
+  static constexpr size_t kMaxRecent = 4096;
+
+  TrafficSeries* seriesOf(const TrafficLabels& labels);
+
+  // Owner worker only: what series() answered lately, so that a connection does not build its labels' text.
+  std::unordered_map<TrafficLabels, TrafficSeries*, LabelsHash, LabelsEqual> recent_;
   mutable std::mutex mutex_;  // guards the map's shape, not the counters
   std::unordered_map<std::string, std::unique_ptr<std::pair<std::vector<std::string>, TrafficSeries>>> series_;
 };
