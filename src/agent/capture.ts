@@ -47,6 +47,26 @@ export interface CaptureOptions {
   readonly cgroup: string;
   /** Directory on a bpffs, of this agent alone; made if missing. Holds versioned subdirectories. */
   readonly pinDirectory: string;
+  /** Guard by clsact as on kernels before 6.6, also where tcx is known. For tests. */
+  readonly classicGuard?: boolean;
+}
+
+/** Name of the agent's pin directory below the bpffs that `--bpffs` names. */
+export const PIN_DIRECTORY_NAME = 'ebbtide';
+
+/** What the kernel refused. */
+export class CaptureError extends Error {
+  override readonly name = 'CaptureError';
+  /** errno of the system call, 0 if none failed. */
+  readonly errno: number;
+  /** libbpf's messages with the verifier's log, empty if there are none. */
+  readonly log: string;
+
+  constructor(message: string, errno: number, log: string) {
+    super(message);
+    this.errno = errno;
+    this.log = log;
+  }
 }
 
 /**

@@ -1,6 +1,30 @@
+/** `ebbtide uninstall`: takes everything that an agent left in the kernel out of it. */
+
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
 import { Command } from 'commander';
+import { PIN_DIRECTORY_NAME } from '../agent/capture.js';
+
+const DEFAULT_BPFFS = '/sys/fs/bpf';
 
 /** `ebbtide uninstall`. */
 export function uninstallCommand(): Command {
-  return new Command('uninstall');
+  return new Command('uninstall')
+    .description('detach and unpin every BPF object of Ebbtide on this machine; captured pods become plain again')
+    .option('--bpffs <directory>', 'the bpffs that the agent was given', DEFAULT_BPFFS)
+    .action(async (options: { bpffs: string }) => {
+      const { removePins } = await import('../agent/native-capture.js');
+      for (const directory of pinDirectories(options.bpffs)) {
+        const pins = removePins(directory);
+        process.stdout.write(`removed ${pins} pins from ${directory}\n`);
+      }
+    });
+}
+
+/** The agent's pin directory below a bpffs, if it is there; several versions of Ebbtide share it. */
+function pinDirectories(bpffs: string): string[] {
+  if (!existsSync(bpffs)) return [];
+  return readdirSync(bpffs, { withFileTypes: true })
+    .filter((entry) => entry.isDirectory() && entry.name === PIN_DIRECTORY_NAME)
+    .map((entry) => join(bpffs, entry.name));
 }

@@ -1,0 +1,54 @@
+/** The one place where the capture addon is loaded, and what it exports. */
+
+import { createRequire } from 'node:module';
+import { type AdoptedPod, CaptureError, type CaptureOptions, type CapturePod, type CaptureStatus } from './capture.js';
+
+/** The addon's class; its errors carry `errno` and `log`. */
+export interface AddonCapture {
+  trustProxy(pid: number): void;
+  distrustProxy(pid: number): void;
+  prepare(pod: CapturePod): void;
+  activate(pod: CapturePod): void;
+  release(uid: string): void;
+  adopted(): AdoptedPod[];
+  status(): CaptureStatus[];
+  close(remove: boolean): void;
+}
+
+export interface CaptureAddon {
+  readonly Capture: new (options: CaptureOptions) => AddonCapture;
+  openNetns(path: string): number;
+  netnsAddresses(fd: number): string[];
+  netnsInode(fd: number): bigint;
+  netnsCookie(fd: number): bigint;
+  closeFd(fd: number): void;
+  removePins(directory: string): number;
+}
+
+let loaded: CaptureAddon | undefined;
+
+/** Loads the addon on first use. Throws an error that names the file and says how to build it. */
+export function captureAddon(): CaptureAddon {
+  if (loaded) return loaded;
+  const path = new URL('../../native/build/Release/capture.node', import.meta.url).pathname;
+  try {
+    loaded = createRequire(import.meta.url)(path) as CaptureAddon;
+  } catch (error) {
+    throw new Error(`loading the capture addon ${path} failed: ${(error as Error).message}; build it: npm run build`, {
+      cause: error,
+    });
+  }
+  return loaded;
+}
+
+/** Runs a call of the addon; what it throws becomes CaptureError, programming errors stay as they are. */
+export function calling<T>(call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    if (error instanceof Error && 'errno' in error && 'log' in error) {
+      throw new CaptureError(error.message, Number(error.errno), String(error.log));
+    }
+    throw error;
+  }
+}

@@ -1,0 +1,60 @@
+/** Capture done by the kernel: the interface of capture.ts on top of the addon. */
+
+import type { AdoptedPod, Capture, CaptureOptions, CapturePod, CaptureStatus } from './capture.js';
+import { type AddonCapture, calling, captureAddon } from './capture-addon.js';
+
+/**
+ * Loads the BPF programs, attaches them to the cgroup and adopts what is pinned. Takes some 100 ms.
+ * Throws CaptureError when the kernel refuses or another agent uses the pin directory.
+ */
+export function openCapture(options: CaptureOptions): Capture {
+  return new NativeCapture(options);
+}
+
+/**
+ * Takes everything of an agent out of the kernel without that agent: links are detached, pins and directories removed.
+ * @returns number of pins that were there
+ */
+export function removePins(pinDirectory: string): number {
+  return calling(() => captureAddon().removePins(pinDirectory));
+}
+
+class NativeCapture implements Capture {
+  readonly #addon: AddonCapture;
+
+  constructor(options: CaptureOptions) {
+    this.#addon = calling(() => new (captureAddon().Capture)(options));
+  }
+
+  trustProxy(pid: number): void {
+    calling(() => this.#addon.trustProxy(pid));
+  }
+
+  distrustProxy(pid: number): void {
+    calling(() => this.#addon.distrustProxy(pid));
+  }
+
+  prepare(pod: CapturePod): void {
+    calling(() => this.#addon.prepare(pod));
+  }
+
+  activate(pod: CapturePod): void {
+    calling(() => this.#addon.activate(pod));
+  }
+
+  release(uid: string): void {
+    calling(() => this.#addon.release(uid));
+  }
+
+  adopted(): AdoptedPod[] {
+    return calling(() => this.#addon.adopted());
+  }
+
+  status(): CaptureStatus[] {
+    return calling(() => this.#addon.status());
+  }
+
+  close(options: { readonly remove: boolean }): void {
+    calling(() => this.#addon.close(options.remove));
+  }
+}
