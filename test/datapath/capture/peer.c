@@ -1,0 +1,417 @@
+// Peers for the capture tests: a stand-in at the proxy's place that binds the three listeners, applications,
+// and an attacker. Each run does one thing and prints JSON lines.
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/io_uring.h>
+#include <net/if.h>
+#include <netinet/ip.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262
+#endif
+#define ORIGINAL_DST 80
+
+static void die(const char* what) {
+  printf("{\"ok\":false,\"step\":\"%s\",\"errno\":%d}\n", what, errno);
+  exit(1);
+}
+
+// "1.2.3.4", "fd00::1" or "::ffff:1.2.3.4" (which makes an AF_INET6 address).
+static socklen_t parse(struct sockaddr_storage* to, const char* ip, int port) {
+  struct sockaddr_in* four = (void*)to;
+  struct sockaddr_in6* six = (void*)to;
+  memset(to, 0, sizeof(*to));
+  if (inet_pton(AF_INET, ip, &four->sin_addr) == 1) {
+    four->sin_family = AF_INET;
+    four->sin_port = htons(port);
+    return sizeof(*four);
+  }
+  if (inet_pton(AF_INET6, ip, &six->sin6_addr) != 1) {
+    errno = EINVAL;
+    die("address");
+  }
+  six->sin6_family = AF_INET6;
+  six->sin6_port = htons(port);
+  return sizeof(*six);
+}
+
+static const char* show(const void* address) {
+  static char text[4][80];
+  static int turn;
+  char ip[INET6_ADDRSTRLEN] = "?";
+  const struct sockaddr_in* four = address;
+  const struct sockaddr_in6* six = address;
+  char* out = text[turn++ % 4];
+  if (four->sin_family == AF_INET)
+    inet_ntop(AF_INET, &four->sin_addr, ip, sizeof(ip));
+  else if (four->sin_family == AF_INET6)
+    inet_ntop(AF_INET6, &six->sin6_addr, ip, sizeof(ip));
+  snprintf(out, sizeof(text[0]), four->sin_family == AF_INET6 ? "[%s]:%d" : "%s:%d", ip,
+           ntohs(four->sin_port));
+  return out;
+}
+
+static const char* local_name(int fd) {
+  struct sockaddr_storage a = {0};
+  socklen_t n = sizeof(a);
+  return getsockname(fd, (void*)&a, &n) ? "" : show(&a);
+}
+
+static const char* peer_name(int fd) {
+  struct sockaddr_storage a = {0};
+  socklen_t n = sizeof(a);
+  return getpeername(fd, (void*)&a, &n) ? "" : show(&a);
+}
+
+static const char* original_destination(int fd) {
+  struct sockaddr_storage a = {0};
+  socklen_t n = sizeof(a);
+  if (!getsockopt(fd, SOL_IP, ORIGINAL_DST, &a, &n)) return show(&a);
+  n = sizeof(a);
+  if (!getsockopt(fd, SOL_IPV6, ORIGINAL_DST, &a, &n)) return show(&a);
+  return "";
+}
+
+static int listen_on(const char* ip, int port, int reuse_port) {
+  struct sockaddr_storage a;
+  socklen_t n = parse(&a, ip, port);
+  int one = 1, zero = 0, fd = socket(a.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) die("socket");
+  setsockopt(fd, SOL_SOCKET, reuse_port ? SO_REUSEPORT : SO_REUSEADDR, &one, sizeof(one));
+  if (a.ss_family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof(zero));
+  if (bind(fd, (void*)&a, n)) die("bind");
+  if (listen(fd, 1024)) die("listen");
+  return fd;
+}
+
+static void read_answer(int fd, char* answer, size_t size) {
+  struct pollfd p = {fd, POLLIN, 0};
+  ssize_t n = 0;
+  if (poll(&p, 1, 3000) > 0) n = read(fd, answer, size - 1);
+  answer[n > 0 ? n : 0] = 0;
+  answer[strcspn(answer, "\n")] = 0;
+}
+
+// Dials as the proxy does: with the client's address (a claim) or, without one, plainly.
+static void dial(const char* client, int client_port, const char* ip, int port) {
+  struct sockaddr_storage to, from;
+  socklen_t n = parse(&to, ip, port);
+  int one = 1, fd = socket(to.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  char answer[256] = "";
+  if (strcmp(client, "-")) {
+    socklen_t m = parse(&from, client, client_port);
+    if (to.ss_family == AF_INET6)
+      setsockopt(fd, IPPROTO_IPV6, 75 /* IPV6_TRANSPARENT */, &one, sizeof(one));
+    else
+      setsockopt(fd, SOL_IP, IP_TRANSPARENT, &one, sizeof(one));
+    setsockopt(fd, SOL_IP, IP_FREEBIND, &one, sizeof(one));
+    setsockopt(fd, SOL_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
+    if (bind(fd, (void*)&from, m)) {
+      printf("{\"dial\":{\"ok\":false,\"step\":\"bind\",\"errno\":%d}}\n", errno);
+      close(fd);
+      return;
+    }
+  }
+  struct timeval timeout = {2, 0};
+  setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
+  if (connect(fd, (void*)&to, n)) {
+    printf("{\"dial\":{\"ok\":false,\"step\":\"connect\",\"errno\":%d}}\n", errno);
+  } else {
+    if (write(fd, "hello\n", 6) < 0) perror("write");
+    read_answer(fd, answer, sizeof(answer));
+    printf("{\"dial\":{\"ok\":true,\"answer\":\"%s\"}}\n", answer);
+  }
+  close(fd);
+}
+
+static int run_proxy(const char* netns, int workers) {
+  static const int ports[] = {15001, 15008, 15006};
+  static const char* const roles[] = {"outbound", "hbone", "plaintext"};
+  struct pollfd fds[64];
+  int count = 1, fd = open(netns, O_RDONLY | O_CLOEXEC);
+  char line[256];
+  if (fd < 0 || setns(fd, CLONE_NEWNET)) die("setns");
+  fds[0] = (struct pollfd){0, POLLIN, 0};
+  printf("{\"ready\":[");
+  for (int i = 0; i < 3 * workers; i++) {
+    int listener = listen_on("::", ports[i % 3], 0);
+    printf("%s\"%s\"", i ? "," : "", local_name(listener));
+    fds[count++] = (struct pollfd){listener, POLLIN, 0};
+  }
+  printf("]}\n");
+  fflush(stdout);
+  for (;;) {
+    if (poll(fds, count, -1) < 0) continue;
+    if (fds[0].revents) {
+      char client[64], ip[64];
+      int client_port, port;
+      if (!fgets(line, sizeof(line), stdin)) return 0;
+      if (sscanf(line, "dial %63s %d %63s %d", client, &client_port, ip, &port) == 4)
+        dial(client, client_port, ip, port);
+      fflush(stdout);
+    }
+    for (int i = 1; i < count; i++) {
+      if (!(fds[i].revents & POLLIN)) continue;
+      int c = accept4(fds[i].fd, 0, 0, SOCK_CLOEXEC);
+      if (c < 0) continue;
+      const char *role = roles[(i - 1) % 3], *to = original_destination(c);
+      printf("{\"accepted\":\"%s\",\"listener\":%d,\"original\":\"%s\",\"local\":\"%s\",\"peer\":\"%s\"}\n",
+             role, i, to, local_name(c), peer_name(c));
+      fflush(stdout);
+      dprintf(c, "proxy %s %s\n", role, *to ? to : local_name(c));
+      shutdown(c, SHUT_WR);
+      // The client closes first; waiting for that here would let one connection hold up the others.
+      static int kept[128];
+      static int turn;
+      if (kept[turn]) close(kept[turn]);
+      kept[turn] = c;
+      turn = (turn + 1) % 128;
+    }
+  }
+}
+
+static int run_server(const char* ip, int port, int reuse_port) {
+  int fd = listen_on(ip, port, reuse_port);
+  printf("{\"ready\":true}\n");
+  fflush(stdout);
+  for (;;) {
+    struct sockaddr_storage a = {0};
+    socklen_t n = sizeof(a);
+    int c = accept(fd, (void*)&a, &n);
+    if (c < 0) continue;
+    printf("{\"accepted\":\"%s\",\"getpeername\":\"%s\",\"local\":\"%s\"}\n", show(&a), peer_name(c),
+           local_name(c));
+    fflush(stdout);
+    dprintf(c, "app %s\n", show(&a));
+    shutdown(c, SHUT_WR);
+    char sink[512];
+    struct pollfd p = {c, POLLIN, 0};
+    while (poll(&p, 1, 2000) > 0 && read(c, sink, sizeof(sink)) > 0) {
+    }
+    close(c);
+  }
+}
+
+// IORING_OP_CONNECT with the bare system calls; returns -errno as the ring does.
+static int uring_connect(int fd, struct sockaddr_storage* to, socklen_t n) {
+  struct io_uring_params p = {0};
+  int ring = (int)syscall(SYS_io_uring_setup, 4, &p);
+  if (ring < 0) die("io_uring_setup");
+  size_t sq_size = p.sq_off.array + p.sq_entries * sizeof(unsigned);
+  size_t cq_size = p.cq_off.cqes + p.cq_entries * sizeof(struct io_uring_cqe);
+  char* sq = mmap(0, sq_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_SQ_RING);
+  char* cq = mmap(0, cq_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_CQ_RING);
+  struct io_uring_sqe* sqes = mmap(0, p.sq_entries * sizeof(*sqes), PROT_READ | PROT_WRITE,
+                                   MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_SQES);
+  memset(&sqes[0], 0, sizeof(sqes[0]));
+  sqes[0].opcode = IORING_OP_CONNECT;
+  sqes[0].flags = IOSQE_ASYNC;
+  sqes[0].fd = fd;
+  sqes[0].addr = (unsigned long)to;
+  sqes[0].off = n;
+  *(unsigned*)(sq + p.sq_off.array) = 0;
+  __atomic_store_n((unsigned*)(sq + p.sq_off.tail), 1, __ATOMIC_RELEASE);
+  if (syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, 0, 0) < 0) die("io_uring_enter");
+  struct io_uring_cqe* cqe = (void*)(cq + p.cq_off.cqes);
+  return cqe->res;
+}
+
+// connect ADDRESS PORT [option[=value]]...: as applications do it in all their ways.
+static int run_connect(int argc, char** argv) {
+  struct sockaddr_storage to, other;
+  socklen_t n = parse(&to, argv[2], atoi(argv[3])), m;
+  int protocol = 0, fast_open = 0, non_blocking = 0, uring = 0, again = 0, one = 1, result, early = 0,
+      deferred = 0;
+  char answer[256] = "", early_peer[80] = "", before[80];
+  for (int i = 4; i < argc; i++)
+    if (!strcmp(argv[i], "mptcp")) protocol = IPPROTO_MPTCP;
+  int fd = socket(to.ss_family, SOCK_STREAM | SOCK_CLOEXEC, protocol);
+  if (fd < 0) die("socket");
+  for (int i = 4; i < argc; i++) {
+    char *option = argv[i], *value = strchr(option, '=');
+    if (value) *value++ = 0;
+    int number = value ? atoi(value) : 0;
+    if (!strcmp(option, "nonblock")) non_blocking = 1;
+    if (!strcmp(option, "uring")) uring = 1;
+    if (!strcmp(option, "again")) again = number;
+    if (!strcmp(option, "fastopen")) fast_open = 1;
+    if (!strcmp(option, "v6only")) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
+    if (!strcmp(option, "deferred")) {
+      deferred = 1;
+      if (setsockopt(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, &one, sizeof(one))) die("TCP_FASTOPEN_CONNECT");
+    }
+    if (!strcmp(option, "mark") && setsockopt(fd, SOL_SOCKET, SO_MARK, &number, sizeof(number)))
+      die("SO_MARK");
+    if (!strcmp(option, "device") && setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, value, strlen(value)))
+      die("device");
+    if (!strcmp(option, "setuid") && (setgid(number) || setuid(number))) die("setuid");
+    if (!strcmp(option, "cgroup")) {
+      int procs = open(value, O_WRONLY);
+      if (procs < 0 || dprintf(procs, "0\n") < 0) die("cgroup");
+      close(procs);
+    }
+    if (!strcmp(option, "bind")) {
+      char* port = strchr(value, '/');
+      *port++ = 0;
+      m = parse(&other, value, atoi(port));
+      setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+      if (bind(fd, (void*)&other, m)) die("bind");
+    }
+  }
+  struct timeval timeout = {2, 0};
+  setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
+  if (again) {
+    // First to an own listener, which is not captured, then apart, then to the destination on the same
+    // socket.
+    m = parse(&other, to.ss_family == AF_INET ? "127.0.0.1" : "::1", again);
+    if (connect(fd, (void*)&other, m)) die("first connect");
+    struct sockaddr nothing = {.sa_family = AF_UNSPEC};
+    if (connect(fd, &nothing, sizeof(nothing))) die("AF_UNSPEC");
+  }
+  if (non_blocking) fcntl(fd, F_SETFL, O_NONBLOCK);
+  if (fast_open)
+    result = sendto(fd, "data\n", 5, MSG_FASTOPEN, (void*)&to, n) < 0 ? -1 : 0;
+  else if (uring) {
+    result = uring_connect(fd, &to, n);
+    if (result < 0) {
+      errno = -result;
+      result = -1;
+    }
+  } else {
+    result = connect(fd, (void*)&to, n);
+  }
+  if (result && errno == EINPROGRESS && non_blocking) {
+    snprintf(early_peer, sizeof(early_peer), "%s", local_name(fd));
+    early = 1;
+    struct pollfd p = {fd, POLLOUT, 0};
+    poll(&p, 1, 2000);
+    socklen_t size = sizeof(errno);
+    int error = 0;
+    getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    fcntl(fd, F_SETFL, 0);
+    result = error ? -1 : 0;
+    errno = error;
+  }
+  if (result) die("connect");
+  if (deferred) {
+    snprintf(early_peer, sizeof(early_peer), "%s", peer_name(fd));
+    early = 1;
+    if (write(fd, "data\n", 5) < 0) die("write");
+  }
+  snprintf(before, sizeof(before), "%s", local_name(fd));
+  read_answer(fd, answer, sizeof(answer));
+  printf("{\"ok\":true,\"local\":\"%s\",\"peer\":\"%s\",\"early\":\"%s\",\"answer\":\"%s\"}\n", before,
+         peer_name(fd), early ? early_peer : "", answer);
+  return 0;
+}
+
+static unsigned short checksum(const void* data, size_t size, unsigned sum) {
+  const unsigned short* word = data;
+  for (size_t i = 0; i < size / 2; i++) sum += word[i];
+  while (sum >> 16) sum = (sum & 0xffff) + (sum >> 16);
+  return ~sum;
+}
+
+// raw METHOD SOURCE DESTINATION PORT DEVICE GATEWAY_MAC: three SYNs made by hand.
+static int run_raw(char** argv) {
+  struct {
+    struct iphdr ip;
+    struct tcphdr tcp;
+  } packet = {0};
+  unsigned char frame[14 + sizeof(packet)];
+  struct sockaddr_in to = {.sin_family = AF_INET};
+  int one = 1, sent = 0;
+  inet_pton(AF_INET, argv[3], &packet.ip.saddr);
+  inet_pton(AF_INET, argv[4], &packet.ip.daddr);
+  packet.ip.version = 4;
+  packet.ip.ihl = 5;
+  packet.ip.ttl = 64;
+  packet.ip.protocol = IPPROTO_TCP;
+  packet.ip.tot_len = htons(sizeof(packet));
+  packet.tcp.source = htons(40001);
+  packet.tcp.dest = htons(atoi(argv[5]));
+  packet.tcp.doff = 5;
+  packet.tcp.syn = 1;
+  packet.tcp.window = htons(1000);
+  packet.ip.check = checksum(&packet.ip, sizeof(packet.ip), 0);
+  unsigned pseudo = (packet.ip.saddr & 0xffff) + (packet.ip.saddr >> 16) + (packet.ip.daddr & 0xffff) +
+                    (packet.ip.daddr >> 16) + htons(IPPROTO_TCP) + htons(sizeof(packet.tcp));
+  packet.tcp.check = checksum(&packet.tcp, sizeof(packet.tcp), pseudo);
+  to.sin_addr.s_addr = packet.ip.daddr;
+  for (int i = 0; i < 3; i++) {
+    if (!strcmp(argv[2], "tcp")) {
+      int fd = socket(AF_INET, SOCK_RAW, IPPROTO_TCP);
+      sent += sendto(fd, &packet.tcp, sizeof(packet.tcp), 0, (void*)&to, sizeof(to)) > 0;
+    } else if (!strcmp(argv[2], "header")) {
+      int fd = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
+      sent += sendto(fd, &packet, sizeof(packet), 0, (void*)&to, sizeof(to)) > 0;
+    } else {
+      int fd = socket(AF_PACKET, SOCK_RAW, htons(ETH_P_IP));
+      struct sockaddr_ll link = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_IP), .sll_halen = 6};
+      struct ifreq request = {0};
+      unsigned mac[6];
+      link.sll_ifindex = if_nametoindex(argv[6]);
+      snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", argv[6]);
+      ioctl(fd, SIOCGIFHWADDR, &request);
+      sscanf(argv[7], "%x:%x:%x:%x:%x:%x", &mac[0], &mac[1], &mac[2], &mac[3], &mac[4], &mac[5]);
+      for (int j = 0; j < 6; j++) frame[j] = mac[j];
+      memcpy(frame + 6, request.ifr_hwaddr.sa_data, 6);
+      frame[12] = 8;
+      frame[13] = 0;
+      memcpy(frame + 14, &packet, sizeof(packet));
+      if (!strcmp(argv[2], "bypass"))
+        setsockopt(fd, SOL_PACKET, 20 /* PACKET_QDISC_BYPASS */, &one, sizeof(one));
+      sent += sendto(fd, frame, sizeof(frame), 0, (void*)&link, sizeof(link)) > 0;
+    }
+  }
+  printf("{\"ok\":true,\"sent\":%d}\n", sent);
+  return 0;
+}
+
+// sniff PORT MILLISECONDS: counts TCP packets for the port that arrive in this namespace.
+static int run_sniff(int port, int milliseconds) {
+  int fd = socket(AF_PACKET, SOCK_DGRAM, htons(ETH_P_IP)), seen = 0;
+  struct timespec start, now;
+  unsigned char packet[2048];
+  if (fd < 0) die("socket");
+  printf("{\"ready\":true}\n");
+  fflush(stdout);
+  clock_gettime(CLOCK_MONOTONIC, &start);
+  for (;;) {
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    long left = milliseconds - (now.tv_sec - start.tv_sec) * 1000 - (now.tv_nsec - start.tv_nsec) / 1000000;
+    struct pollfd p = {fd, POLLIN, 0};
+    if (left <= 0 || poll(&p, 1, left) <= 0) break;
+    ssize_t n = recv(fd, packet, sizeof(packet), 0);
+    struct iphdr* ip = (void*)packet;
+    struct tcphdr* tcp = (void*)(packet + ip->ihl * 4);
+    if (n >= 40 && ip->protocol == IPPROTO_TCP && ntohs(tcp->dest) == port) seen++;
+  }
+  printf("{\"seen\":%d}\n", seen);
+  return 0;
+}
+
+int main(int argc, char** argv) {
+  if (argc >= 4 && !strcmp(argv[1], "proxy")) return run_proxy(argv[2], atoi(argv[3]));
+  if (argc >= 4 && !strcmp(argv[1], "serve")) return run_server(argv[2], atoi(argv[3]), argc > 4);
+  if (argc >= 4 && !strcmp(argv[1], "connect")) return run_connect(argc, argv);
+  if (argc >= 8 && !strcmp(argv[1], "raw")) return run_raw(argv);
+  if (argc >= 4 && !strcmp(argv[1], "sniff")) return run_sniff(atoi(argv[2]), atoi(argv[3]));
+  fprintf(stderr, "peer: see the source for what can be done\n");
+  return 2;
+}
