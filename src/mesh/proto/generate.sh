@@ -10,7 +10,7 @@ if [ generated.js -nt workload.proto ] && [ generated.js -nt authorization.proto
   mkdir -p "$repo/dist/mesh/proto" && cp generated.js "$repo/dist/mesh/proto/"
   exit 0
 fi
-pbjs -t static-module -w es6 --es6 --force-number --no-verify --no-delimited --no-comments \
+pbjs -t static-module -w es6 --es6 --force-number --no-verify --no-delimited \
   -p . -o generated.js zds.proto workload.proto authorization.proto discovery.proto ca.proto
 pbts -o generated.d.ts generated.js
 mkdir -p "$repo/dist/mesh/proto" && cp generated.js "$repo/dist/mesh/proto/"
