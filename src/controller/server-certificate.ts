@@ -66,7 +66,8 @@ export async function renewingCredentials(
     removeCaCertificateListener: () => {},
     addIdentityCertificateListener(listener) {
       listeners.add(listener);
-      listener(current);
+      // Later, because the credentials register what is to be told of it only after this call.
+      queueMicrotask(() => listener(current));
     },
     removeIdentityCertificateListener: (listener) => void listeners.delete(listener),
   };

@@ -87,7 +87,7 @@ describe('AuthorizationPolicy', () => {
     ]);
     const groups = Map.groupBy(policies, ({ namespace }) => namespace);
     const pod = (namespace: string, labels: Record<string, string>): Pod => ({
-      metadata: { name: 'a', namespace, labels },
+      metadata: { name: 'a', uid: 'a', namespace, labels },
     });
     expect(policiesOf(pod('shop', { app: 'db' }), groups)).toEqual(['shop/p', 'istio-system/p']);
     expect(policiesOf(pod('shop', { app: 'web' }), groups)).toEqual([]);
@@ -283,7 +283,7 @@ describe('PeerAuthentication', () => {
       }),
     },
   });
-  const pod: Pod = { metadata: { name: 'a', namespace: 'shop', labels: { app: 'db' } } };
+  const pod: Pod = { metadata: { name: 'a', uid: 'a', namespace: 'shop', labels: { app: 'db' } } };
 
   test('every combination of mesh, namespace, workload and port mode decides each port as the formula says', () => {
     const modes: Mode[] = [undefined, 'UNSET', 'PERMISSIVE', 'DISABLE', 'STRICT'];
