@@ -1,0 +1,77 @@
+/** Calls to the certificate authority (IstioCertificateService). */
+import { type Client, status } from '@grpc/grpc-js';
+import { callMetadata, createCertificate, openChannel, readRoots } from '../control-plane.js';
+import type { ControlPlaneSettings } from '../settings.js';
+import { type CheckedCertificate, checkCertificate } from './check.js';
+import { makeCsr, newKey } from './csr.js';
+
+const DEADLINE_MS = 10_000;
+
+/** Where certificates come from. */
+export interface CertificateSource {
+  /** A new key and certificate for an identity (SPIFFE URI). Rejects with what went wrong. */
+  fetch(identity: string): Promise<CheckedCertificate>;
+  close(): void;
+}
+
+export class AuthorityClient implements CertificateSource {
+  readonly #settings: ControlPlaneSettings;
+  readonly #ttlSeconds: number;
+  #channel: { readonly client: Client; readonly roots: string | undefined } | undefined;
+
+  constructor(settings: ControlPlaneSettings, ttlSeconds: number) {
+    this.#settings = settings;
+    this.#ttlSeconds = ttlSeconds;
+  }
+
+  async fetch(identity: string): Promise<CheckedCertificate> {
+    const keys = await newKey();
+    const csr = makeCsr(identity, keys);
+    const client = this.#connect();
+    const request = {
+      csr,
+      validityDuration: this.#ttlSeconds,
+      metadata: { fields: { ImpersonatedIdentity: { stringValue: identity } } },
+    };
+    const metadata = callMetadata(this.#settings);
+    const chain = await new Promise<readonly string[]>((resolve, reject) => {
+      const { path, requestSerialize, responseDeserialize } = createCertificate;
+      const deadline = Date.now() + DEADLINE_MS;
+      client.makeUnaryRequest(
+        path,
+        requestSerialize,
+        responseDeserialize,
+        request,
+        metadata,
+        { deadline },
+        (error, answer) => {
+          if (error !== null) {
+            // A channel that does not connect may need the roots as they are now, or the name resolved anew.
+            if (error.code === status.UNAVAILABLE) this.#drop(client);
+            reject(error);
+          } else resolve(answer?.certChain ?? []);
+        },
+      );
+    });
+    return checkCertificate(identity, chain, keys.privateKey, Date.now());
+  }
+
+  close(): void {
+    this.#channel?.client.close();
+    this.#channel = undefined;
+  }
+
+  /** The channel, opened anew when the root file changed. */
+  #connect(): Client {
+    const roots = readRoots(this.#settings.rootCa);
+    if (this.#channel !== undefined && this.#channel.roots !== roots) this.close();
+    this.#channel ??= { client: openChannel(this.#settings, roots), roots };
+    return this.#channel.client;
+  }
+
+  #drop(client: Client): void {
+    if (this.#channel?.client !== client) return;
+    // Calls that are under way on it end by themselves.
+    this.close();
+  }
+}
