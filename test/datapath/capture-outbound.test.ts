@@ -33,17 +33,17 @@ describe('a captured pod connecting', () => {
         : '10.231.0.2';
     const result = pod.connect(address, 8080, ...options);
     expect(result).toMatchObject({ ok: true, answer: `proxy outbound ${plain}:8080`, peer: `${shown}:8080` });
-    const local = result['local'] as string;
+    const local = result.local as string;
     expect(local.slice(0, local.lastIndexOf(':'))).toBe(own);
-    const seen = await proxy.next((line) => line['accepted'] === 'outbound', from);
-    expect(seen['original']).toBe(`${plain}:8080`);
+    const seen = await proxy.next((line) => line.accepted === 'outbound', from);
+    expect(seen.original).toBe(`${plain}:8080`);
     const own4 = own.replace('[::ffff:10.231.0.2]', '10.231.0.2');
     const port = local.slice(local.lastIndexOf(':') + 1);
-    expect([`${own4}:${port}`, `[::ffff:${own4}]:${port}`]).toContain(seen['peer']);
+    expect([`${own4}:${port}`, `[::ffff:${own4}]:${port}`]).toContain(seen.peer);
   }
 
   it('has its listeners on ports of the kernel, found by role', () => {
-    const ready = proxy.lines[0]?.['ready'] as string[];
+    const ready = proxy.lines[0]?.ready as string[];
     expect(ready).toHaveLength(6);
     expect(new Set(ready).size).toBe(6);
     for (const name of ready) expect(name).not.toMatch(/:1500[168]$/);
@@ -103,14 +103,12 @@ describe('a captured pod connecting', () => {
     expect(status?.lastCaptureNs).toBeGreaterThan(0n);
   });
 
-  it('spreads more connections to one address and port than one loopback port would carry', () => {
-    const own = run200();
-    expect(own).toBe(200);
+  it('is captured each of many times', async () => {
+    for (let i = 0; i < 60; i++) {
+      const from = proxy.lines.length;
+      const result = pod.connect(i % 2 ? OUTSIDE.ip4 : OUTSIDE.ip6, 9000 + i);
+      expect(result.answer).toMatch(`:${9000 + i}`);
+      await proxy.next((line) => line.accepted === 'outbound', from);
+    }
   });
-
-  function run200(): number {
-    let good = 0;
-    for (let i = 0; i < 200; i++) if (pod.connect(i % 2 ? OUTSIDE.ip4 : OUTSIDE.ip6, 9000 + i)['ok'] === true) good++;
-    return good;
-  }
 });

@@ -107,7 +107,7 @@ export class LabPod {
 
   async serve(address: string, port: number, reusePort = false): Promise<Peer> {
     const peer = this.start('serve', address, `${port}`, ...(reusePort ? ['reuseport'] : []));
-    await peer.next((line) => line['ready'] === true);
+    await peer.next((line) => line.ready === true);
     return peer;
   }
 }
@@ -174,7 +174,7 @@ export class CaptureLab {
 
   async startOutside(...argv: string[]): Promise<Peer> {
     const peer = this.keep(new Peer(this.outside(...argv)));
-    await peer.next((line) => line['ready'] === true);
+    await peer.next((line) => line.ready === true);
     return peer;
   }
 

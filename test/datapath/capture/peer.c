@@ -139,6 +139,7 @@ static void dial(const char* client, int client_port, const char* ip, int port) 
   close(fd);
 }
 
+// Never returns but at the end of standard input.
 static int run_proxy(const char* netns, int workers) {
   static const int ports[] = {15001, 15008, 15006};
   static const char* const roles[] = {"outbound", "hbone", "plaintext"};
@@ -185,7 +186,7 @@ static int run_proxy(const char* netns, int workers) {
   }
 }
 
-static int run_server(const char* ip, int port, int reuse_port) {
+static _Noreturn void run_server(const char* ip, int port, int reuse_port) {
   int fd = listen_on(ip, port, reuse_port);
   printf("{\"ready\":true}\n");
   fflush(stdout);
@@ -201,7 +202,12 @@ static int run_server(const char* ip, int port, int reuse_port) {
     shutdown(c, SHUT_WR);
     char sink[512];
     struct pollfd p = {c, POLLIN, 0};
-    while (poll(&p, 1, 2000) > 0 && read(c, sink, sizeof(sink)) > 0) {
+    ssize_t got;
+    while (poll(&p, 1, 3000) > 0 && (got = read(c, sink, sizeof(sink) - 1)) > 0) {
+      sink[got] = 0;
+      sink[strcspn(sink, "\n")] = 0;
+      if (!strcmp(sink, "payload")) printf("{\"got\":\"%s\"}\n", sink);
+      fflush(stdout);
     }
     close(c);
   }
@@ -236,7 +242,7 @@ static int run_connect(int argc, char** argv) {
   struct sockaddr_storage to, other;
   socklen_t n = parse(&to, argv[2], atoi(argv[3])), m;
   int protocol = 0, fast_open = 0, non_blocking = 0, uring = 0, again = 0, one = 1, result, early = 0,
-      deferred = 0;
+      deferred = 0, hold = 0;
   char answer[256] = "", early_peer[80] = "", before[80];
   for (int i = 4; i < argc; i++)
     if (!strcmp(argv[i], "mptcp")) protocol = IPPROTO_MPTCP;
@@ -248,6 +254,7 @@ static int run_connect(int argc, char** argv) {
     int number = value ? atoi(value) : 0;
     if (!strcmp(option, "nonblock")) non_blocking = 1;
     if (!strcmp(option, "uring")) uring = 1;
+    if (!strcmp(option, "hold")) hold = 1;
     if (!strcmp(option, "again")) again = number;
     if (!strcmp(option, "fastopen")) fast_open = 1;
     if (!strcmp(option, "v6only")) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
@@ -314,6 +321,14 @@ static int run_connect(int argc, char** argv) {
     if (write(fd, "data\n", 5) < 0) die("write");
   }
   snprintf(before, sizeof(before), "%s", local_name(fd));
+  if (hold) {
+    // Sends what standard input says, for as long as it is let.
+    printf("{\"connected\":true}\n");
+    fflush(stdout);
+    while (fgets(answer, sizeof(answer), stdin))
+      if (write(fd, answer, strlen(answer)) < 0) die("write");
+    return 0;
+  }
   read_answer(fd, answer, sizeof(answer));
   printf("{\"ok\":true,\"local\":\"%s\",\"peer\":\"%s\",\"early\":\"%s\",\"answer\":\"%s\"}\n", before,
          peer_name(fd), early ? early_peer : "", answer);
@@ -408,7 +423,7 @@ static int run_sniff(int port, int milliseconds) {
 
 int main(int argc, char** argv) {
   if (argc >= 4 && !strcmp(argv[1], "proxy")) return run_proxy(argv[2], atoi(argv[3]));
-  if (argc >= 4 && !strcmp(argv[1], "serve")) return run_server(argv[2], atoi(argv[3]), argc > 4);
+  if (argc >= 4 && !strcmp(argv[1], "serve")) run_server(argv[2], atoi(argv[3]), argc > 4);
   if (argc >= 4 && !strcmp(argv[1], "connect")) return run_connect(argc, argv);
   if (argc >= 8 && !strcmp(argv[1], "raw")) return run_raw(argv);
   if (argc >= 4 && !strcmp(argv[1], "sniff")) return run_sniff(atoi(argv[2]), atoi(argv[3]));

@@ -1,0 +1,70 @@
+/** The guard on the host side of the veth: packets that no captured or published socket made do not leave the pod. */
+
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import type { Capture } from '../../src/agent/capture.ts';
+import { CaptureLab, type LabPod, OUTSIDE, type Peer, run } from './capture/lab.ts';
+
+for (const classicGuard of [false, true]) {
+  describe(`the guard by ${classicGuard ? 'clsact' : 'tcx'}`, () => {
+    let lab: CaptureLab;
+    let capture: Capture;
+    let pod: LabPod;
+    let proxy: Peer;
+
+    beforeEach(async () => {
+      lab = new CaptureLab();
+      capture = lab.open('agent', { classicGuard });
+      pod = lab.addPod('a', '10.231.0.2', 'fd31::2');
+      capture.prepare(pod.pod);
+      proxy = await lab.startProxy(capture, pod, 1);
+    });
+    afterEach(async () => await lab?.remove());
+
+    function mac(): string {
+      return run('ip', '-n', pod.netns.replace(/-a$/, '-out'), '-br', 'link', 'show', 'eth0').split(/\s+/)[2] as string;
+    }
+
+    async function seen(method: string): Promise<number> {
+      const sniffer = await lab.startOutside('sniff', '4242', '700');
+      const result = pod.run('raw', method, '10.231.0.2', OUTSIDE.ip4, '4242', 'eth0', mac());
+      expect(result.sent).toBe(3);
+      return (await sniffer.next((line) => 'seen' in line)).seen as number;
+    }
+
+    it('stops hand-made connections of every kind, which left before', async () => {
+      for (const method of ['tcp', 'header', 'packet', 'bypass']) expect(await seen(method)).toBe(3);
+      capture.activate(pod.pod);
+      expect(capture.status()[0]?.guard).toBe('attached');
+      for (const method of ['tcp', 'header', 'packet', 'bypass']) expect(await seen(method)).toBe(0);
+      expect(capture.status()[0]?.guardDrops).toBe(12n);
+      capture.release(pod.pod.uid);
+      expect(await seen('bypass')).toBe(3);
+    }, 30_000);
+
+    it('lets the proxy dial out, and answer what was steered to it', async () => {
+      capture.activate(pod.pod);
+      const server = await lab.startOutside('serve', '::', '8090');
+      for (const address of [OUTSIDE.ip4, OUTSIDE.ip6]) {
+        const from = proxy.lines.length;
+        proxy.process.stdin?.write(`dial - 0 ${address} 8090\n`);
+        const { dial } = await proxy.next((line) => 'dial' in line, from);
+        expect(dial).toMatchObject({ ok: true, answer: expect.stringMatching(/^app /) });
+      }
+      expect(lab.runOutside('connect', 'fd31::2', '80').answer).toMatch(/^proxy plaintext /);
+      expect(server.lines.length).toBe(3);
+      expect(capture.status()[0]?.guardDrops).toBe(0n);
+    });
+
+    it('lets connections live that were open before, and counts them until they end', async () => {
+      const server = await lab.startOutside('serve', '0.0.0.0', '8091');
+      const client = pod.start('connect', OUTSIDE.ip4, '8091', 'hold');
+      await client.next((line) => 'connected' in line);
+      capture.activate(pod.pod);
+      expect(capture.status()[0]?.inheritedConnections).toBe(1);
+      client.process.stdin?.write('payload\n');
+      await server.next((line) => line.got === 'payload');
+      await client.stop();
+      await expect.poll(() => capture.status()[0]?.inheritedConnections).toBe(0);
+    });
+  });
+}
