@@ -1,6 +1,6 @@
-// The mesh as the control plane described it, and every decision that follows from it: where a connection goes, whether
-// it is allowed. No sockets and no threads of its own: one writer (the JavaScript thread) calls apply(), any worker calls
-// the const functions. Values handed out are immutable and stay valid while held.
+// The mesh as the control plane described it, and every decision that follows from it: where a connection
+// goes, whether it is allowed. No sockets and no threads of its own: one writer (the JavaScript thread) calls
+// apply(), any worker calls the const functions. Values handed out are immutable and stay valid while held.
 #pragma once
 
 #include <functional>
@@ -36,27 +36,27 @@ struct StateConfig {
 // ---- outbound ----
 struct OutboundQuery {
   WorkloadPtr source;
-  SocketAddress destination;             // as the application dialled it
+  SocketAddress destination;              // as the application dialled it
   std::vector<std::string> exclude_uids;  // endpoints that were tried and did not answer
 };
 
 struct OutboundRoute {
   enum class Kind : uint8_t { kHbone, kPlaintext, kRefused } kind = Kind::kRefused;
-  Reason reason = Reason::kNone;                // for kRefused
-  SocketAddress next_hop;                       // where to open TCP: pod:15008, or the plaintext destination
-  std::string authority;                        // :authority for kHbone
+  Reason reason = Reason::kNone;                 // for kRefused
+  SocketAddress next_hop;                        // where to open TCP: pod:15008, or the plaintext destination
+  std::string authority;                         // :authority for kHbone
   std::vector<std::string> expected_identities;  // SPIFFE URIs, any of which the server may hold (kHbone)
-  WorkloadPtr destination_workload;             // may be null: passthrough of an unknown destination
-  ServicePtr destination_service;               // null unless dialled by a service address
-  bool can_retry = false;                       // other endpoints exist that were not tried
+  WorkloadPtr destination_workload;              // may be null: passthrough of an unknown destination
+  ServicePtr destination_service;                // null unless dialled by a service address
+  bool can_retry = false;                        // other endpoints exist that were not tried
 };
 
 // ---- inbound ----
 struct InboundQuery {
-  WorkloadPtr local;         // the pod's own workload
-  IpAddress local_ip;        // address of the pod at which the tunnel arrived
-  std::string authority;     // of CONNECT
-  std::string forwarded;     // value of the forwarded header, "" if none (telemetry only)
+  WorkloadPtr local;      // the pod's own workload
+  IpAddress local_ip;     // address of the pod at which the tunnel arrived
+  std::string authority;  // of CONNECT
+  std::string forwarded;  // value of the forwarded header, "" if none (telemetry only)
 };
 
 struct InboundTarget {
@@ -73,8 +73,8 @@ struct AuthorizationQuery {
   std::optional<Identity> peer;  // from the peer certificate only
   IpAddress source_ip;
   SocketAddress destination;  // pod IP and final port
-  // The destination workload. Its policy list is looked up anew by uid at each evaluation, so that a change of the
-  // workload's own list is seen by connections that are open.
+  // The destination workload. Its policy list is looked up anew by uid at each evaluation, so that a change
+  // of the workload's own list is seen by connections that are open.
   WorkloadPtr workload;
 };
 

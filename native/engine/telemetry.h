@@ -1,4 +1,5 @@
-// Traffic counters by Istio's label set. One TrafficCounters per worker: only its worker adds, any thread may read.
+// Traffic counters by Istio's label set. One TrafficCounters per worker: only its worker adds, any thread may
+// read.
 #pragma once
 
 #include <atomic>
@@ -30,7 +31,8 @@ struct TrafficLabels {
 // One time series set; relaxed atomics, added to by one worker.
 struct TrafficSeries {
   std::atomic<uint64_t> opened{0}, closed{0}, failed{0};
-  std::atomic<uint64_t> received_bytes{0}, sent_bytes{0};  // received: from the client side, sent: to the client side
+  std::atomic<uint64_t> received_bytes{0},
+      sent_bytes{0};  // received: from the client side, sent: to the client side
 };
 
 // A read-out, labels as Istio names them, in the order of labelNames().
@@ -41,8 +43,8 @@ struct TrafficSample {
 
 class TrafficCounters {
  public:
-  // Owner worker. The pointer stays valid as long as the TrafficCounters. Series are bounded (kMaxSeries): past that,
-  // an overflow series with all workloads "unknown" is returned.
+  // Owner worker. The pointer stays valid as long as the TrafficCounters. Series are bounded (kMaxSeries):
+  // past that, an overflow series with all workloads "unknown" is returned.
   TrafficSeries* series(const TrafficLabels& labels);
   // Any thread.
   void read(std::vector<TrafficSample>& out) const;
@@ -64,7 +66,8 @@ class TrafficCounters {
   // Owner worker only: what series() answered lately, so that a connection does not build its labels' text.
   std::unordered_map<TrafficLabels, TrafficSeries*, LabelsHash, LabelsEqual> recent_;
   mutable std::mutex mutex_;  // guards the map's shape, not the counters
-  std::unordered_map<std::string, std::unique_ptr<std::pair<std::vector<std::string>, TrafficSeries>>> series_;
+  std::unordered_map<std::string, std::unique_ptr<std::pair<std::vector<std::string>, TrafficSeries>>>
+      series_;
 };
 
 }  // namespace ebbtide
