@@ -1,6 +1,6 @@
 /** Calls to the control plane: TLS with roots that are read anew for each connection, bearer token, keepalive. */
 import { existsSync, readFileSync } from 'node:fs';
-import { isIPv6 } from 'node:net';
+import { isIP, isIPv6 } from 'node:net';
 import { checkServerIdentity } from 'node:tls';
 import { type ChannelOptions, Client, credentials, Metadata, type MethodDefinition } from '@grpc/grpc-js';
 import { envoy, istio } from '../mesh/proto/generated.js';
@@ -45,6 +45,9 @@ const CHANNEL_OPTIONS: ChannelOptions = {
   'grpc.service_config_disable_resolution': 1,
   'grpc.use_local_subchannel_pool': 1,
 };
+
+/** Sent as SNI where the control plane is given as an address. */
+const SNI_OF_ADDRESSES = 'istiod.istio-system.svc';
 
 const MAX_FILE_BYTES = 1 << 20;
 
@@ -100,14 +103,16 @@ export function callMetadata(settings: ControlPlaneSettings): Metadata {
 export function openChannel(settings: ControlPlaneSettings, roots: string | undefined): Client {
   const { host, port, altHostname } = settings;
   const tls = credentials.createSsl(roots === undefined ? null : Buffer.from(roots), null, null, {
-    checkServerIdentity: (name, certificate) => {
-      const problem = checkServerIdentity(name, certificate);
+    // By the name that was configured, whatever was sent as SNI.
+    checkServerIdentity: (_, certificate) => {
+      const problem = checkServerIdentity(host, certificate);
       if (problem === undefined || altHostname === '') return problem;
       return checkServerIdentity(altHostname, certificate) === undefined ? undefined : problem;
     },
   });
   return new Client(isIPv6(host) ? `ipv6:[${host}]:${port}` : `dns:${host}:${port}`, tls, {
     ...CHANNEL_OPTIONS,
-    ...(isIPv6(host) ? { 'grpc.ssl_target_name_override': host } : {}),
+    // An address must not be sent as SNI (RFC 6066).
+    ...(isIP(host) === 0 ? {} : { 'grpc.ssl_target_name_override': SNI_OF_ADDRESSES }),
   });
 }

@@ -18,6 +18,8 @@ const { DeltaDiscoveryResponse } = envoy.service.discovery.v3;
 const TYPES: readonly TypeUrl[] = [AUTHORIZATION_TYPE, ADDRESS_TYPE];
 
 const CONNECT_TIMEOUT_MS = 5000;
+/** How long a rejection may take to leave before its stream is ended. */
+const LAST_WORD_MS = 50;
 /** Reasons told in one NACK; the number of the others is told. */
 const MAX_REASONS = 20;
 const MAX_REASON_LENGTH = 500;
@@ -157,7 +159,11 @@ export class XdsClient {
       // Nothing of it was recorded, so that the next stream brings it again.
       const reason = `the change could not be applied: ${(error as Error).message}`;
       stream.write(answer(response, [reason]));
-      this.#ended('Error', new Error(reason));
+      // Ending the stream now would overtake the rejection.
+      stream.removeAllListeners('data');
+      this.#timer = setTimeout(() => {
+        if (this.#stream === stream) this.#ended('Error', new Error(reason));
+      }, LAST_WORD_MS);
       return;
     }
     if (reasons.length > 0) {
