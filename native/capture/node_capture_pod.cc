@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <set>
 
 #include "error.h"
 #include "netlink.h"
@@ -37,8 +36,8 @@ ebb_pod describe(const PodSpec& spec) {
   return value;
 }
 
-bool sameTuple(const ebb_tuple& a, const ebb_tuple& b) {
-  return !std::memcmp(&a, &b, sizeof(a));
+bool tupleOrder(const ebb_tuple& a, const ebb_tuple& b) {
+  return std::memcmp(&a, &b, sizeof(a)) < 0;
 }
 
 }  // namespace
@@ -121,10 +120,9 @@ void NodeCapture::pruneInherited(Pod& pod) {
   }
   if (!pod.netns) return;  // adopted, and the agent has not shown the namespace yet
   std::vector<ebb_tuple> open = openConnections(pod.netns.get(), pod.cookie);
+  std::sort(open.begin(), open.end(), tupleOrder);
   std::erase_if(pod.inherited, [&](const ebb_tuple& tuple) {
-    if (std::any_of(open.begin(), open.end(),
-                    [&](const ebb_tuple& other) { return sameTuple(tuple, other); }))
-      return false;
+    if (std::binary_search(open.begin(), open.end(), tuple, tupleOrder)) return false;
     bpf_map_delete_elem(maps_.flows.get(), &tuple);
     return true;
   });

@@ -50,6 +50,56 @@ describe('the capture', () => {
     await server.stop();
   });
 
+  it('forgets connections and listeners when they end', async () => {
+    const capture = lab.open();
+    const pod = lab.addPod('a', '10.231.0.2', 'fd31::2');
+    capture.prepare(pod.pod);
+    const proxy = await lab.startProxy(capture, pod);
+    capture.activate(pod.pod);
+    const server = await pod.serve('::', 8083);
+    const outside = await lab.startOutside('serve', '::', '8090');
+    const entries = (map: string) =>
+      (JSON.parse(run('bpftool', '-j', 'map', 'dump', 'pinned', `${lab.pinDirectory('agent')}/v1/maps/${map}`)) as [])
+        .length;
+    for (const address of ['10.231.0.2', 'fd31::2']) {
+      lab.runOutside('connect', address, '80');
+      pod.connect(address.includes(':') ? OUTSIDE.ip6 : OUTSIDE.ip4, 80);
+      pod.connect(address.includes(':') ? OUTSIDE.ip6 : OUTSIDE.ip4, 80, 'deferred');
+    }
+    for (const dial of ['10.231.0.77 1 10.231.0.2 8083', '10.231.0.77 1 10.231.0.2 1', `- 0 ${OUTSIDE.ip4} 8090`]) {
+      const from = proxy.lines.length;
+      proxy.process.stdin?.write(`dial ${dial}\n`);
+      await proxy.next((line) => 'dial' in line, from);
+    }
+    const open = pod.start('connect', OUTSIDE.ip4, '80', 'hold');
+    await open.next((line) => 'connected' in line);
+    expect(entries('ebb_flows')).toBe(1);
+    expect(entries('ebb_ports')).toBe(6);
+    await open.stop();
+    await proxy.stop();
+    await server.stop();
+    await outside.stop();
+    await expect.poll(() => [entries('ebb_flows'), entries('ebb_ports')], { timeout: 10_000 }).toEqual([0, 0]);
+    expect(capture.status()[0]?.listeners).toEqual({ outbound: 0, hbone: 0, plaintext: 0 });
+  });
+
+  it('leaves inbound connections to the application when asked', async () => {
+    const capture = lab.open();
+    const pod = lab.addPod('a', '10.231.0.2', 'fd31::2');
+    const spec = { ...pod.pod, bypassInbound: true };
+    capture.prepare(spec);
+    const proxy = await lab.startProxy(capture, pod);
+    capture.activate(spec);
+    const server = await pod.serve('::', 8081);
+    for (const address of spec.addresses) {
+      expect(lab.runOutside('connect', address, '8081').answer).toMatch(/^app /);
+    }
+    expect(pod.connect(OUTSIDE.ip4, 80).answer).toBe(`proxy outbound ${OUTSIDE.ip4}:80`);
+    expect(capture.status()[0]?.guardDrops).toBe(0n);
+    await proxy.stop();
+    await server.stop();
+  });
+
   it('is removed from outside when its agent is gone', async () => {
     const capture = lab.open();
     const pod = lab.addPod('a', '10.231.0.2', 'fd31::2');
