@@ -58,8 +58,23 @@ export interface ControllerOptions {
   readonly belongsInMesh: BuilderOptions['belongsInMesh'];
 }
 
-/** Starts the controller. Resolves once it listens, which is not before it has a whole state to tell. */
+/**
+ * Starts the controller. Resolves once it listens, which is not before it has a whole state to tell.
+ * @throws Error where it cannot start; the source is closed then
+ */
 export async function startController(
+  settings: ControllerSettings,
+  options: ControllerOptions,
+): Promise<RunningController> {
+  try {
+    return await start(settings, options);
+  } catch (error) {
+    await options.source.close();
+    throw error;
+  }
+}
+
+async function start(
   settings: ControllerSettings,
   { source, log, belongsInMesh }: ControllerOptions,
 ): Promise<RunningController> {
@@ -137,8 +152,9 @@ export async function startController(
   };
   const { host } = settings.listen;
   const target = `${host.includes(':') ? `[${host}]` : host}:${settings.listen.port}`;
-  const port = await bind(server, target, own.credentials).catch(async (error: unknown) => {
-    await stop();
+  const port = await bind(server, target, own.credentials).catch((error: unknown) => {
+    debounce.close();
+    own.close();
     throw error;
   });
   log.info({ event: 'listening', address: host, port }, 'xDS and certificate authority are listening');

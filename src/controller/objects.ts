@@ -39,18 +39,6 @@ export function matchesLabels(wanted: Labels, labels: Labels | undefined): boole
   return true;
 }
 
-/** Groups by namespace. */
-export function byNamespace<T extends { readonly metadata: Metadata }>(objects: readonly T[]): Map<string, T[]> {
-  const groups = new Map<string, T[]>();
-  for (const object of objects) {
-    const namespace = namespaceOf(object);
-    const group = groups.get(namespace);
-    if (group === undefined) groups.set(namespace, [object]);
-    else group.push(object);
-  }
-  return groups;
-}
-
 /** Oldest first, as precedence between policies wants it; what has no timestamp is youngest; ties by name. */
 export function byAge(a: { readonly metadata: Metadata }, b: { readonly metadata: Metadata }): number {
   const left = a.metadata.creationTimestamp ?? '\uffff';

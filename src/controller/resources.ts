@@ -11,13 +11,11 @@ import {
   policiesOf,
 } from './authorization-policies.js';
 import { convertEndpoints, podsOfSlice, portsOfSlice, serviceOfSlice } from './endpoint-slices.js';
+import { hasSelector, type Membership, MembershipIndex } from './membership.js';
 import {
   type AuthorizationPolicy,
-  byNamespace,
   type ClusterObjects,
-  type EndpointSlice,
   keyOf,
-  matchesLabels,
   type Namespace,
   namespaceOf,
   type Pod,
@@ -49,12 +47,6 @@ export interface BuildResult extends Snapshot {
 interface Remembered {
   readonly inputs: readonly unknown[];
   readonly resource: Resource | undefined;
-}
-
-/** A Service that a pod belongs to, and the slice that says so where the Service has no selector. */
-interface Membership {
-  readonly service: Service;
-  readonly slice: EndpointSlice | undefined;
 }
 
 /**
@@ -92,11 +84,11 @@ export class ResourceBuilder {
     const nodes = new Map(objects.nodes.map((node) => [node.metadata.name, node]));
     this.#addServices(objects.services, namespaces, addresses, problems);
 
-    const services = byNamespace(objects.services.filter(({ spec }) => spec?.type !== 'ExternalName'));
-    const sliced = this.#addEndpoints(objects, services, nodes, addresses);
+    const services = objects.services.filter(({ spec }) => spec?.type !== 'ExternalName');
+    const index = new MembershipIndex(services, this.#addEndpoints(objects, services, nodes, addresses));
     const selecting = groupSelecting(policies.policies);
     for (const pod of objects.pods) {
-      const memberships = membershipsOf(pod, services, sliced);
+      const memberships = index.of(pod);
       const keys = policiesOf(pod, selecting);
       const strict = peers.policyOf(pod);
       if (strict !== undefined) keys.push(strict);
@@ -175,16 +167,14 @@ export class ResourceBuilder {
   /** Adds the endpoints that are no pods. @returns the Services that slices name pods for, by pod */
   #addEndpoints(
     objects: ClusterObjects,
-    services: ReadonlyMap<string, readonly Service[]>,
+    services: readonly Service[],
     nodes: ReadonlyMap<string, ClusterObjects['nodes'][number]>,
     addresses: Map<string, Resource>,
   ): Map<string, Membership[]> {
     const byPod = new Map<string, Membership[]>();
     if (objects.endpointSlices.length === 0) return byPod;
     const selectorless = new Map<string, Service>();
-    for (const group of services.values()) {
-      for (const service of group) if (!hasSelector(service)) selectorless.set(keyOf(service), service);
-    }
+    for (const service of services) if (!hasSelector(service)) selectorless.set(keyOf(service), service);
     for (const slice of objects.endpointSlices) {
       const service = selectorless.get(serviceOfSlice(slice) ?? '');
       if (service === undefined) continue;
@@ -223,25 +213,6 @@ export class ResourceBuilder {
     const converted = this.#services.get(service)?.converted;
     return converted === undefined ? [] : [converted.key, ...converted.aliases];
   }
-}
-
-function hasSelector(service: Service): boolean {
-  return Object.keys(service.spec?.selector ?? {}).length > 0;
-}
-
-function membershipsOf(
-  pod: Pod,
-  services: ReadonlyMap<string, readonly Service[]>,
-  sliced: ReadonlyMap<string, readonly Membership[]>,
-): Membership[] {
-  const memberships: Membership[] = [];
-  for (const service of services.get(namespaceOf(pod)) ?? []) {
-    if (hasSelector(service) && matchesLabels(service.spec?.selector ?? {}, pod.metadata.labels)) {
-      memberships.push({ service, slice: undefined });
-    }
-  }
-  if (sliced.size > 0) memberships.push(...(sliced.get(keyOf(pod)) ?? []));
-  return memberships;
 }
 
 function groupSelecting(policies: readonly ConvertedPolicy[]): Map<string, ConvertedPolicy[]> {

@@ -4,6 +4,9 @@ import { istio } from '../mesh/proto/generated.js';
 import { formatIp, parseIp } from './ip.js';
 import { type Metadata, type Node, namespaceOf, type Pod, serviceAccountOf } from './objects.js';
 
+/** Label on Pod: a value that contains `http` says that the pod itself speaks HBONE. */
+const TUNNEL_LABEL = 'networking.istio.io/tunnel';
+
 export type Workload = istio.workload.Workload.$Properties;
 const { NetworkMode, TunnelProtocol, WorkloadStatus, WorkloadType } = istio.workload;
 
@@ -86,13 +89,18 @@ export function convertPod(pod: Pod, context: WorkloadContext): ConvertedWorkloa
     clusterId: context.clusterId,
     networkMode: hostNetwork ? NetworkMode.HOST_NETWORK : NetworkMode.STANDARD,
   };
+  if (speaksTunnel(pod)) workload.nativeTunnel = true;
   const locality = localityOf(context.node);
   if (locality !== undefined) workload.locality = locality;
   return { uid, workload, aliases: hostNetwork ? [] : addresses.map((address) => `/${formatIp(address)}`) };
 }
 
 function hasTunnel(pod: Pod, enrolled: boolean): boolean {
-  return enrolled || pod.metadata.annotations?.[REDIRECTION_ANNOTATION] === REDIRECTION_ENABLED;
+  return enrolled || pod.metadata.annotations?.[REDIRECTION_ANNOTATION] === REDIRECTION_ENABLED || speaksTunnel(pod);
+}
+
+function speaksTunnel(pod: Pod): boolean {
+  return pod.metadata.labels?.[TUNNEL_LABEL]?.includes('http') === true;
 }
 
 /** A pod without conditions is one of a manifest, where nobody probes it: it counts as ready. */
