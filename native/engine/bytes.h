@@ -1,5 +1,5 @@
-// Memory for bytes in flight: large blocks that a worker lends while a turn lasts, and a queue for what a slow
-// application has not taken yet. Nothing here is held by an idle connection.
+// Memory for bytes in flight: large blocks that a worker lends while a turn lasts, and a queue for what a
+// slow application has not taken yet. Nothing here is held by an idle connection.
 #pragma once
 
 #include <sys/uio.h>
@@ -12,8 +12,8 @@
 
 namespace ebbtide {
 
-// Most a connection moves in one turn of the loop, in bytes. Gathering this much before one system call is where the
-// throughput comes from; bounding it is what keeps other connections served.
+// Most a connection moves in one turn of the loop, in bytes. Gathering this much before one system call is
+// where the throughput comes from; bounding it is what keeps other connections served.
 constexpr size_t kTurnBytes = 256u << 10;
 // One TLS record's plaintext.
 constexpr size_t kRecordBytes = 16u << 10;
@@ -31,7 +31,8 @@ class BufferBudget {
   std::atomic<uint64_t> used_{0};
 };
 
-// Contiguous room for one turn's ciphertext: 256 KiB of payload, its record overhead, and control frames beside.
+// Contiguous room for one turn's ciphertext: 256 KiB of payload, its record overhead, and control frames
+// beside.
 struct Block {
   static constexpr size_t kCapacity = kTurnBytes + (64u << 10);
   size_t begin = 0, end = 0;

@@ -70,7 +70,8 @@ std::string traceIdOf(std::string_view traceparent) {
   return id.find_first_not_of("0123456789abcdef") == std::string_view::npos ? std::string(id) : "";
 }
 
-std::string proxyHeader(const SocketAddress& source, const SocketAddress& destination, const std::string& identity) {
+std::string proxyHeader(const SocketAddress& source, const SocketAddress& destination,
+                        const std::string& identity) {
   std::string body;
   auto put16 = [](std::string& out, size_t value) {
     out += static_cast<char>(value >> 8 & 0xff);

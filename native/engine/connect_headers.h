@@ -1,5 +1,5 @@
-// The header fields that HBONE's CONNECT carries beside the authority, and the PROXY protocol header that some targets
-// want before the first byte. Names and forms are those of ztunnel.
+// The header fields that HBONE's CONNECT carries beside the authority, and the PROXY protocol header that
+// some targets want before the first byte. Names and forms are those of ztunnel.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,9 @@ std::string traceparentOf(const uint8_t* random);
 // The 32 hexadecimal digits of the trace, "" when the field is malformed.
 std::string traceIdOf(std::string_view traceparent);
 
-// PROXY protocol version 2, command PROXY over TCP, with TLV 0xD0 holding the peer's SPIFFE URI when there is one.
-std::string proxyHeader(const SocketAddress& source, const SocketAddress& destination, const std::string& identity);
+// PROXY protocol version 2, command PROXY over TCP, with TLV 0xD0 holding the peer's SPIFFE URI when there is
+// one.
+std::string proxyHeader(const SocketAddress& source, const SocketAddress& destination,
+                        const std::string& identity);
 
 }  // namespace ebbtide

@@ -21,7 +21,7 @@ namespace ebbtide {
 namespace {
 
 bool sameNamespace(int one, int other) {
-  struct stat a {}, b {};
+  struct stat a{}, b{};
   return fstat(one, &a) == 0 && fstat(other, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
@@ -46,10 +46,11 @@ std::vector<PodListeners> openInNamespace(int netns, size_t sets, bool& claims) 
   std::thread opener([&] {
     try {
       if (setns(netns, CLONE_NEWNET) != 0) {
-        throw std::runtime_error(std::string("cannot enter the pod's network namespace: ") + std::strerror(errno));
+        throw std::runtime_error(std::string("cannot enter the pod's network namespace: ") +
+                                 std::strerror(errno));
       }
-      // Without SO_REUSEPORT first: a capture program then gives each listener a port of its own. A port that stays
-      // what was asked for means fixed ports, which the workers share by SO_REUSEPORT.
+      // Without SO_REUSEPORT first: a capture program then gives each listener a port of its own. A port that
+      // stays what was asked for means fixed ports, which the workers share by SO_REUSEPORT.
       bool kept = false;
       all.push_back(openListeners(false, kept));
       claims = !kept;
@@ -102,7 +103,8 @@ struct Engine::Impl {
   bool running = false, stopped = false;
 };
 
-Engine::Engine(EngineConfig config, EngineEvents& events) : impl_(std::make_unique<Impl>(std::move(config), events)) {}
+Engine::Engine(EngineConfig config, EngineEvents& events)
+    : impl_(std::make_unique<Impl>(std::move(config), events)) {}
 
 Engine::~Engine() {
   stopNow();

@@ -1,4 +1,5 @@
-// One connection of an application as the mesh sees it: its record, its counters, its end. Base of the three kinds.
+// One connection of an application as the mesh sees it: its record, its counters, its end. Base of the three
+// kinds.
 #pragma once
 
 #include <memory>

@@ -14,7 +14,8 @@ InboundFlow::InboundFlow(Worker& worker, PodPtr pod)
           application_.close(true);
           onApplication(ETIMEDOUT);
         } else {
-          cut(Reason::kUnknownLocalWorkload, pod_->ns + "/" + pod_->name + " is not known to the control plane");
+          cut(Reason::kUnknownLocalWorkload,
+              pod_->ns + "/" + pod_->name + " is not known to the control plane");
         }
       }) {}
 

@@ -1,5 +1,5 @@
-// Connections that arrive at a pod: HBONE tunnels with their streams, and plain TCP. Policy decides before the
-// application is dialled.
+// Connections that arrive at a pod: HBONE tunnels with their streams, and plain TCP. Policy decides before
+// the application is dialled.
 #pragma once
 
 #include <memory>
@@ -49,7 +49,8 @@ class InboundFlow : public Flow, protected SocketEnd::User {
   InboundFlow(Worker& worker, PodPtr pod);
   // False: denied, reason and detail say by what.
   bool authorize(Reason& reason, std::string& detail);
-  // Starts connecting to record_.destination's application; onApplication() is called, also for an immediate error.
+  // Starts connecting to record_.destination's application; onApplication() is called, also for an immediate
+  // error.
   void dialApplication(const SocketAddress& to, const std::optional<SocketAddress>& claim);
   virtual void onApplication(int error) = 0;
   void onConnected(SocketEnd& end, int error) override;

@@ -20,8 +20,8 @@ ServerTunnel::ServerTunnel(Worker& worker, PodPtr pod)
     : Tunnel(worker, std::move(pod), true),
       local_timer_([this] { onLocalTimeout(); }),
       goaway_timer_([this] {
-        nghttp2_submit_goaway(h2_, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(h2_), NGHTTP2_NO_ERROR,
-                              nullptr, 0);
+        nghttp2_submit_goaway(h2_, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(h2_),
+                              NGHTTP2_NO_ERROR, nullptr, 0);
         final_goaway_sent_ = true;
         going_away_ = true;
         markDirty();
@@ -131,14 +131,16 @@ void InboundStreamFlow::onStreamHeaders() {
   record_.hbone_address = authority_;
   auto workload = worker_.localWorkload(*pod_);
   if (!workload) {
-    refuse(503, Reason::kUnknownLocalWorkload, pod_->ns + "/" + pod_->name + " is not known to the control plane");
+    refuse(503, Reason::kUnknownLocalWorkload,
+           pod_->ns + "/" + pod_->name + " is not known to the control plane");
     return;
   }
   record_.destination_identity = workload->identity().uri();
   auto source = worker_.state().workloadByIp(tunnel_client_.ip);
   if (source && source->identity() == *peer_) record_.source_workload = source;
   if (method_ != "CONNECT" || authority_.empty() || header_bytes_ > kMaxHeaderBytes) {
-    refuse(400, Reason::kBadRequest, method_ == "CONNECT" ? "no usable authority" : "the method is not CONNECT");
+    refuse(400, Reason::kBadRequest,
+           method_ == "CONNECT" ? "no usable authority" : "the method is not CONNECT");
     return;
   }
   auto target = worker_.state().resolveInbound({workload, tunnel_local_.ip, authority_, forwarded_});
@@ -165,8 +167,8 @@ void InboundStreamFlow::onStreamHeaders() {
   }
 }
 
-// The client as the application shall see it: always the tunnel's own address, which the network vouches for; its port
-// from `forwarded`, when that speaks of the same address.
+// The client as the application shall see it: always the tunnel's own address, which the network vouches for;
+// its port from `forwarded`, when that speaks of the same address.
 std::optional<SocketAddress> InboundStreamFlow::claimedClient() const {
   SocketAddress claim = tunnel_client_;
   auto named = forwardedFor(forwarded_);
@@ -179,7 +181,8 @@ void InboundStreamFlow::onApplication(int error) {
     Reason reason = error == ECONNREFUSED ? Reason::kConnectRefused
                     : error == ETIMEDOUT  ? Reason::kConnectTimeout
                                           : Reason::kConnectFailed;
-    refuse(503, reason, "connect to the application: " + record_.destination.toString() + ": " + std::strerror(error));
+    refuse(503, reason,
+           "connect to the application: " + record_.destination.toString() + ": " + std::strerror(error));
     return;
   }
   if (proxy_header_) {

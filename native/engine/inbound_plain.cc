@@ -48,9 +48,9 @@ void InboundPlainFlow::resolve() {
 
 void InboundPlainFlow::onApplication(int error) {
   if (error != 0) {
-    Reason reason = error == ECONNREFUSED  ? Reason::kConnectRefused
-                    : error == ETIMEDOUT   ? Reason::kConnectTimeout
-                                           : Reason::kConnectFailed;
+    Reason reason = error == ECONNREFUSED ? Reason::kConnectRefused
+                    : error == ETIMEDOUT  ? Reason::kConnectTimeout
+                                          : Reason::kConnectFailed;
     cut(reason, std::string("connect to the application: ") + std::strerror(error));
     return;
   }

@@ -1,5 +1,5 @@
-// One thread's event loop: epoll, timers, a mailbox for other threads, and objects that wait for the end of the turn to
-// be destroyed. Everything but post() belongs to the thread that calls turn().
+// One thread's event loop: epoll, timers, a mailbox for other threads, and objects that wait for the end of
+// the turn to be destroyed. Everything but post() belongs to the thread that calls turn().
 #pragma once
 
 #include <cstdint>

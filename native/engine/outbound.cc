@@ -152,7 +152,8 @@ void OutboundFlow::onPoolFailed(Reason reason, const std::string& detail, int er
   hopFailed(reason, detail, error);
 }
 
-// No byte of the application has left yet: another endpoint, or a pod that is just being enrolled, may be tried.
+// No byte of the application has left yet: another endpoint, or a pod that is just being enrolled, may be
+// tried.
 void OutboundFlow::hopFailed(Reason reason, const std::string& detail, int error) {
   timer_.cancel();
   bool connect_failed = error != 0;
@@ -178,7 +179,8 @@ void OutboundFlow::onTimer() {
       if (record_.source_workload) {
         cut(Reason::kNoCertificate, "no certificate for " + record_.source_workload->identity().uri());
       } else {
-        cut(Reason::kUnknownLocalWorkload, pod_->ns + "/" + pod_->name + " is not known to the control plane");
+        cut(Reason::kUnknownLocalWorkload,
+            pod_->ns + "/" + pod_->name + " is not known to the control plane");
       }
       return;
     case Phase::kAnswer:

@@ -1,5 +1,5 @@
-// A connection that a pod's application opened: from the captured socket, by the mesh's routing, to a tunnel or to a
-// plain next hop.
+// A connection that a pod's application opened: from the captured socket, by the mesh's routing, to a tunnel
+// or to a plain next hop.
 #pragma once
 
 #include <memory>
@@ -47,7 +47,14 @@ class OutboundFlow final : public Flow, private SocketEnd::User, private PoolWai
   std::shared_ptr<EndpointLoad> load_;
   std::string status_;
   unsigned tries_ = 0, same_hop_retries_ = 0;
-  enum class Phase : uint8_t { kLocal, kTunnel, kAnswer, kPlainConnect, kRetryPause, kOpen } phase_ = Phase::kLocal;
+  enum class Phase : uint8_t {
+    kLocal,
+    kTunnel,
+    kAnswer,
+    kPlainConnect,
+    kRetryPause,
+    kOpen
+  } phase_ = Phase::kLocal;
   Timer timer_;
 };
 

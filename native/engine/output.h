@@ -1,4 +1,5 @@
-// Ciphertext on its way to one TCP connection: gathered in borrowed blocks, handed to the kernel in few large calls.
+// Ciphertext on its way to one TCP connection: gathered in borrowed blocks, handed to the kernel in few large
+// calls.
 #pragma once
 
 #include <cstdint>

@@ -48,7 +48,8 @@ void ClientPool::acquire(const PoolTarget& target, PoolWaiter& waiter) {
 void ClientPool::retireIdentity(const Identity& identity) {
   std::vector<ClientTunnel*> old;
   for (auto& [key, group] : groups_) {
-    if (group->target.tls->identity() == identity) old.insert(old.end(), group->open.begin(), group->open.end());
+    if (group->target.tls->identity() == identity)
+      old.insert(old.end(), group->open.begin(), group->open.end());
   }
   for (auto* tunnel : old) tunnel->retire();
 }
@@ -135,8 +136,9 @@ void ClientTunnel::onOpen() {
 
 size_t ClientTunnel::capacity() const {
   if (closed() || going_away_ || !in_group_) return 0;
-  size_t limit = std::min<size_t>(worker_.config().max_streams_per_connection,
-                                  nghttp2_session_get_remote_settings(h2_, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS));
+  size_t limit =
+      std::min<size_t>(worker_.config().max_streams_per_connection,
+                       nghttp2_session_get_remote_settings(h2_, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS));
   return streams() < limit ? limit - streams() : 0;
 }
 
@@ -180,7 +182,8 @@ void ClientTunnel::onEnded(Reason reason, const std::string& detail, bool opened
     if (!opened) {
       if (connect_error_ == 0) worker_.stats.handshake_failures.fetch_add(1, std::memory_order_relaxed);
       group_->fail(reason, detail, connect_error_);
-      if (group_->queued == 0 && group_->open.empty() && group_->connecting == 0) worker_.pool.forget(group_->key);
+      if (group_->queued == 0 && group_->open.empty() && group_->connecting == 0)
+        worker_.pool.forget(group_->key);
     }
   }
   leaveGroup();

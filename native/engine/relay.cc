@@ -96,7 +96,8 @@ void StreamRelay::onClosed(uint32_t code) {
     end(Reason::kApplicationReset, std::string("RST_STREAM ") + nghttp2_http2_strerror(code));
     return;
   }
-  // Both ends ended it, or a peer that ends streams by RST_STREAM(NO_ERROR): the rest is delivered, then closed.
+  // Both ends ended it, or a peer that ends streams by RST_STREAM(NO_ERROR): the rest is delivered, then
+  // closed.
   stream_ended_ = true;
   application_ended_ = true;
   application_.wantRead(false);

@@ -1,5 +1,5 @@
-// Moves bytes between an application's socket and the other side of its connection, with half-close, reset and
-// backpressure carried over in both directions.
+// Moves bytes between an application's socket and the other side of its connection, with half-close, reset
+// and backpressure carried over in both directions.
 #pragma once
 
 #include <vector>
@@ -42,7 +42,9 @@ class StreamRelay final : public StreamHandler, public SocketEnd::User {
   // Lets go of the stream without a word (it was answered).
   void letGo();
 
-  void onHeader(std::string_view name, std::string_view value) override { owner_.onStreamHeader(name, value); }
+  void onHeader(std::string_view name, std::string_view value) override {
+    owner_.onStreamHeader(name, value);
+  }
   void onHeadersEnd() override { owner_.onStreamHeaders(); }
   void onData(const uint8_t* data, size_t n) override;
   void onTurnData() override;
@@ -64,8 +66,8 @@ class StreamRelay final : public StreamHandler, public SocketEnd::User {
   SocketEnd& application_;
   Tunnel* tunnel_ = nullptr;  // null once the stream is over
   bool started_ = false, ended_ = false;
-  bool stream_ended_ = false;       // END_STREAM, or the stream is over
-  bool application_ended_ = false;  // FIN
+  bool stream_ended_ = false;                   // END_STREAM, or the stream is over
+  bool application_ended_ = false;              // FIN
   std::unique_ptr<std::vector<iovec>> slices_;  // of this turn; borrowed from the worker
 };
 

@@ -76,7 +76,8 @@ std::optional<SocketAddress> originalDestination(int fd) {
     return fromSockaddr(storage);
   }
   length = sizeof(sockaddr_in6);
-  if (getsockopt(fd, SOL_IPV6, kOriginalDestination, &storage, &length) == 0 && storage.ss_family == AF_INET6) {
+  if (getsockopt(fd, SOL_IPV6, kOriginalDestination, &storage, &length) == 0 &&
+      storage.ss_family == AF_INET6) {
     return fromSockaddr(storage);
   }
   return localAddress(fd);
@@ -107,7 +108,8 @@ int takeSocketError(int fd) {
 
 Listener openListener(uint16_t port, bool reuse_port) {
   auto fail = [port](const char* what) {
-    return std::runtime_error(std::string(what) + " for port " + std::to_string(port) + ": " + std::strerror(errno));
+    return std::runtime_error(std::string(what) + " for port " + std::to_string(port) + ": " +
+                              std::strerror(errno));
   };
   sockaddr_storage any{};
   socklen_t any_length = sizeof(sockaddr_in6);
@@ -157,7 +159,8 @@ DialResult dial(const SocketAddress& to, const std::optional<SocketAddress>& cla
     SocketAddress source = *claim;
     if (!claim_port) source.port = 0;
     socklen_t length = toSockaddr(source, address);
-    // Without the right to be transparent the application sees the pod's own address: reachable, if less informed.
+    // Without the right to be transparent the application sees the pod's own address: reachable, if less
+    // informed.
     (void)bind(fd.get(), reinterpret_cast<sockaddr*>(&address), length);
   }
   socklen_t length = toSockaddr(to, address);
@@ -178,7 +181,8 @@ int ThreadNamespace::enter(const void* key, int fd) {
 
 void ThreadNamespace::leave(const void* key) {
   if (key != current_ || current_ == nullptr) return;
-  // Going home cannot fail for a thread that could leave it; were it to, the next enter() moves the thread on.
+  // Going home cannot fail for a thread that could leave it; were it to, the next enter() moves the thread
+  // on.
   (void)!setns(home_.get(), CLONE_NEWNET);
   current_ = nullptr;
 }

@@ -1,5 +1,5 @@
-// TCP sockets as the mesh needs them: owned descriptors, addresses, options, listeners inside a pod, dialling with a
-// client's address, and the thread's network namespace.
+// TCP sockets as the mesh needs them: owned descriptors, addresses, options, listeners inside a pod, dialling
+// with a client's address, and the thread's network namespace.
 #pragma once
 
 #include <sys/socket.h>
@@ -52,7 +52,8 @@ socklen_t toSockaddr(const SocketAddress& address, sockaddr_storage& out);
 
 std::optional<SocketAddress> localAddress(int fd);
 std::optional<SocketAddress> peerAddress(int fd);
-// What the application dialled: SO_ORIGINAL_DST (conntrack's, or the capture program's answer), else the local address.
+// What the application dialled: SO_ORIGINAL_DST (conntrack's, or the capture program's answer), else the
+// local address.
 std::optional<SocketAddress> originalDestination(int fd);
 
 // TCP_NODELAY, keepalive after 180 s, every 180 s, 9 probes.
@@ -70,8 +71,9 @@ struct Listener {
 };
 Listener openListener(uint16_t port, bool reuse_port);
 
-// A non-blocking connect in the calling thread's network namespace. `claim`: the client to be shown to the application.
-// `claim_port`: bind to the client's port too (the capture program takes it as a claim); otherwise the kernel chooses one.
+// A non-blocking connect in the calling thread's network namespace. `claim`: the client to be shown to the
+// application. `claim_port`: bind to the client's port too (the capture program takes it as a claim);
+// otherwise the kernel chooses one.
 struct DialResult {
   Fd fd;
   int error = 0;  // errno; 0: connected or in progress
@@ -82,7 +84,8 @@ DialResult dial(const SocketAddress& to, const std::optional<SocketAddress>& cla
 class ThreadNamespace {
  public:
   ThreadNamespace();  // remembers the present one as home
-  // errno, 0 when the thread is in the namespace of `fd`. `key` tells namespaces apart: repeated calls cost nothing.
+  // errno, 0 when the thread is in the namespace of `fd`. `key` tells namespaces apart: repeated calls cost
+  // nothing.
   int enter(const void* key, int fd);
   // Goes home when in the namespace of `key`.
   void leave(const void* key);

@@ -1,5 +1,5 @@
-// A TCP connection to an application (or a plain next hop) on a worker's loop: connect, read when asked, write what the
-// kernel takes and keep the rest, half-close, reset.
+// A TCP connection to an application (or a plain next hop) on a worker's loop: connect, read when asked,
+// write what the kernel takes and keep the rest, half-close, reset.
 #pragma once
 
 #include "bytes.h"
@@ -34,7 +34,8 @@ class SocketEnd final : public Pollable {
   void wantRead(bool want);
   // At most `capacity` bytes; 0: end. -1: nothing now; -2: broken, `error` says why.
   ssize_t read(uint8_t* out, size_t capacity, int& error);
-  // What the kernel takes now of `vectors` goes out, the rest is queued. `taken`: bytes that went out. False: broken.
+  // What the kernel takes now of `vectors` goes out, the rest is queued. `taken`: bytes that went out. False:
+  // broken.
   bool write(iovec* vectors, int count, size_t& taken, int& error);
   // Out at once and before what waits; false unless the kernel takes all of it.
   bool writeFirst(const void* data, size_t n);

@@ -31,18 +31,21 @@ BioPtr textBio(const std::string& text) {
 std::vector<X509Ptr> certificates(const std::string& pem, const char* what) {
   std::vector<X509Ptr> found;
   BioPtr bio = textBio(pem);
-  while (X509* certificate = PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr)) found.emplace_back(certificate);
+  while (X509* certificate = PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr))
+    found.emplace_back(certificate);
   unsigned long last = ERR_peek_last_error();
   bool at_end = ERR_GET_LIB(last) == ERR_LIB_PEM && ERR_GET_REASON(last) == PEM_R_NO_START_LINE;
   std::string errors = takeTlsErrors();
-  if (found.empty() || !at_end) throw std::runtime_error(std::string("cannot read the ") + what + ": " + errors);
+  if (found.empty() || !at_end)
+    throw std::runtime_error(std::string("cannot read the ") + what + ": " + errors);
   return found;
 }
 
 // SPIFFE URIs of the certificate, in order.
 std::vector<Identity> spiffeIdentities(X509* certificate) {
   std::vector<Identity> found;
-  auto* names = static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(certificate, NID_subject_alt_name, nullptr, nullptr));
+  auto* names =
+      static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(certificate, NID_subject_alt_name, nullptr, nullptr));
   if (names == nullptr) return found;
   for (int i = 0; i < sk_GENERAL_NAME_num(names); i++) {
     const GENERAL_NAME* name = sk_GENERAL_NAME_value(names, i);
@@ -67,11 +70,13 @@ bool acceptIdentity(PeerCheck& check, X509* certificate) {
     check.identity = identities.front();
     if (check.identity.trust_domain == check.trust_domain) return true;
     check.failure = Reason::kPeerUntrusted;
-    check.detail = "the peer is of trust domain " + check.identity.trust_domain + ", not " + check.trust_domain;
+    check.detail =
+        "the peer is of trust domain " + check.identity.trust_domain + ", not " + check.trust_domain;
     return false;
   }
   for (auto& identity : identities) {
-    if (std::find(check.expected.begin(), check.expected.end(), identity.uri()) == check.expected.end()) continue;
+    if (std::find(check.expected.begin(), check.expected.end(), identity.uri()) == check.expected.end())
+      continue;
     check.identity = identity;
     return true;
   }
@@ -81,7 +86,8 @@ bool acceptIdentity(PeerCheck& check, X509* certificate) {
   return false;
 }
 
-// In place of X509_verify_cert: the chain first, then the identity, so that a refusal is an alert within the handshake.
+// In place of X509_verify_cert: the chain first, then the identity, so that a refusal is an alert within the
+// handshake.
 int verifyPeer(X509_STORE_CTX* store, void*) {
   auto* ssl = static_cast<SSL*>(X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx()));
   auto& check = *static_cast<PeerCheck*>(SSL_get_app_data(ssl));

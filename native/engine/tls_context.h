@@ -1,5 +1,5 @@
-// A workload's TLS side: its certificate, key and trust anchors as an SSL_CTX of one worker, and the checks that make a
-// peer's certificate a mesh identity.
+// A workload's TLS side: its certificate, key and trust anchors as an SSL_CTX of one worker, and the checks
+// that make a peer's certificate a mesh identity.
 #pragma once
 
 #include <openssl/ssl.h>

@@ -1,5 +1,5 @@
-// One TLS connection over memory: ciphertext is fed in as it came from the socket, ciphertext to be sent is gathered in
-// an Output. No socket and no buffers of its own.
+// One TLS connection over memory: ciphertext is fed in as it came from the socket, ciphertext to be sent is
+// gathered in an Output. No socket and no buffers of its own.
 #pragma once
 
 #include <openssl/ssl.h>
@@ -24,7 +24,8 @@ class TlsStream {
   // Keeps the context alive. False when out of memory.
   bool begin(std::shared_ptr<const TlsContext> context, bool server);
 
-  // `data` must stay until the next feed(); all of it is consumed by handshake() or read() until they want input.
+  // `data` must stay until the next feed(); all of it is consumed by handshake() or read() until they want
+  // input.
   void feed(const uint8_t* data, size_t n) {
     input_ = data;
     input_size_ = n;

@@ -1,5 +1,5 @@
-// TCP and TLS side of an HBONE connection: sockets, handshake, gathering and flushing, keepalive, ending. The HTTP/2
-// callbacks are in tunnel_h2.cc.
+// TCP and TLS side of an HBONE connection: sockets, handshake, gathering and flushing, keepalive, ending. The
+// HTTP/2 callbacks are in tunnel_h2.cc.
 #include "tunnel.h"
 
 #include <openssl/err.h>
@@ -78,7 +78,8 @@ void Tunnel::readSocket() {
   ssize_t n = recv(fd_.get(), worker_.receive_buffer.get(), kTurnBytes, 0);
   if (n < 0) {
     if (errno == EAGAIN || errno == EINTR) return;
-    close(opened_ ? Reason::kTunnelLost : Reason::kTlsHandshakeFailed, std::string("read: ") + std::strerror(errno));
+    close(opened_ ? Reason::kTunnelLost : Reason::kTlsHandshakeFailed,
+          std::string("read: ") + std::strerror(errno));
     return;
   }
   if (n == 0) {
@@ -157,7 +158,8 @@ void Tunnel::keepalive() {
   worker_.loop.arm(phase_timer_, worker_.pingIntervalUs());
   if (last_receive_us_ > ping_sent_us_) ping_sent_us_ = 0;  // anything received proves the peer alive
   if (ping_sent_us_ != 0) {
-    if (now - ping_sent_us_ >= worker_.pingTimeoutUs()) close(Reason::kTunnelLost, "the peer did not answer PING");
+    if (now - ping_sent_us_ >= worker_.pingTimeoutUs())
+      close(Reason::kTunnelLost, "the peer did not answer PING");
     return;
   }
   if (now - last_receive_us_ < worker_.pingIntervalUs() / 2) return;
@@ -189,7 +191,8 @@ void Tunnel::writeSocket() {
   if (output.size() > 0) {
     bool was_saturated = saturated();
     if (int error = output.writeTo(fd_.get()); error != 0) {
-      close(opened_ ? Reason::kTunnelLost : Reason::kTlsHandshakeFailed, std::string("write: ") + std::strerror(error));
+      close(opened_ ? Reason::kTunnelLost : Reason::kTlsHandshakeFailed,
+            std::string("write: ") + std::strerror(error));
       return;
     }
     if (was_saturated && !saturated()) credit_changed_ = true;
@@ -225,8 +228,9 @@ void Tunnel::close(Reason reason, const std::string& detail) {
   if (opened) {
     worker_.stats.hbone_connections.fetch_sub(1, std::memory_order_relaxed);
     if (!fatal_ && !pumping_ && tls_.output().size() == 0) {
-      nghttp2_session_terminate_session(h2_, reason == Reason::kNone || reason == Reason::kDrained ? NGHTTP2_NO_ERROR
-                                                                                                  : NGHTTP2_INTERNAL_ERROR);
+      nghttp2_session_terminate_session(h2_, reason == Reason::kNone || reason == Reason::kDrained
+                                                 ? NGHTTP2_NO_ERROR
+                                                 : NGHTTP2_INTERNAL_ERROR);
       pump();
       flushStage();
       tls_.close();

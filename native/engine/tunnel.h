@@ -1,5 +1,5 @@
-// One HBONE connection: TCP, TLS and HTTP/2 joined, the part that both ends share. Carries many streams; moves bytes
-// between their handlers and the socket with few large system calls.
+// One HBONE connection: TCP, TLS and HTTP/2 joined, the part that both ends share. Carries many streams;
+// moves bytes between their handlers and the socket with few large system calls.
 #pragma once
 
 #include <nghttp2/nghttp2.h>
@@ -23,8 +23,8 @@ struct Pod;
 // Header fields of a CONNECT request or its answer.
 using HeaderFields = std::vector<std::pair<std::string_view, std::string_view>>;
 
-// One stream of a tunnel. Called by the tunnel only, on its worker. Callbacks that come from received frames run inside
-// the HTTP/2 library: they may submit (respond, sendEnd, reset) but not send().
+// One stream of a tunnel. Called by the tunnel only, on its worker. Callbacks that come from received frames
+// run inside the HTTP/2 library: they may submit (respond, sendEnd, reset) but not send().
 class StreamHandler {
  public:
   virtual void onHeader(std::string_view name, std::string_view value) = 0;

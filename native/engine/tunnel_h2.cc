@@ -41,9 +41,10 @@ struct Tunnel::Callbacks {
     return 0;
   }
 
-  static int header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name, size_t name_size,
-                    const uint8_t* value, size_t value_size, uint8_t, void*) {
-    if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat == NGHTTP2_HCAT_HEADERS) return 0;  // trailers
+  static int header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name,
+                    size_t name_size, const uint8_t* value, size_t value_size, uint8_t, void*) {
+    if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat == NGHTTP2_HCAT_HEADERS)
+      return 0;  // trailers
     if (auto* target = handler(session, frame->hd.stream_id)) {
       target->onHeader({reinterpret_cast<const char*>(name), name_size},
                        {reinterpret_cast<const char*>(value), value_size});
@@ -83,7 +84,8 @@ struct Tunnel::Callbacks {
   static int dataReceived(nghttp2_session* session, uint8_t, int32_t stream, const uint8_t* data, size_t n,
                           void* user) {
     auto* tunnel = tunnelOf(user);
-    // Connection credit on arrival, stream credit on delivery: a reader that stalls never stalls other streams.
+    // Connection credit on arrival, stream credit on delivery: a reader that stalls never stalls other
+    // streams.
     if (tunnel->worker_.budget().exceeded()) {
       tunnel->withheld_credit_ += n;
       tunnel->worker_.withheld_tunnels.pushBack(tunnel->credit_hook_);
@@ -114,7 +116,8 @@ struct Tunnel::Callbacks {
     return 0;
   }
 
-  // A request that was queued when GOAWAY came: the library drops it without closing a stream it never opened.
+  // A request that was queued when GOAWAY came: the library drops it without closing a stream it never
+  // opened.
   static int frameNotSent(nghttp2_session* session, const nghttp2_frame* frame, int, void* user) {
     if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat != NGHTTP2_HCAT_REQUEST) return 0;
     auto* tunnel = tunnelOf(user);
@@ -139,8 +142,8 @@ struct Tunnel::Callbacks {
     return static_cast<ssize_t>(std::clamp<size_t>(payload, 1, window));
   }
 
-  static ssize_t readSource(nghttp2_session* session, int32_t stream, uint8_t*, size_t length, uint32_t* flags,
-                            nghttp2_data_source*, void*) {
+  static ssize_t readSource(nghttp2_session* session, int32_t stream, uint8_t*, size_t length,
+                            uint32_t* flags, nghttp2_data_source*, void*) {
     auto* target = handler(session, stream);
     if (target == nullptr) return NGHTTP2_ERR_DEFERRED;
     size_t n = std::min(length, target->source_size_);
@@ -165,7 +168,8 @@ struct Tunnel::Callbacks {
       tunnel->stage(header, kHeadroom);
       tunnel->stage(payload, n);
     } else {
-      // The header goes in front of the payload in place: what was there is headroom, or was encrypted before.
+      // The header goes in front of the payload in place: what was there is headroom, or was encrypted
+      // before.
       tunnel->flushStage();
       auto* start = const_cast<uint8_t*>(payload) - kHeadroom;
       std::memcpy(start, header, kHeadroom);

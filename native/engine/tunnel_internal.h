@@ -13,7 +13,8 @@ struct Tunnel::Stage {
   uint8_t data[kRecordBytes];
 };
 
-// An nghttp2 session with the mesh's settings and limits, its SETTINGS submitted. Returns an nghttp2 error code.
+// An nghttp2 session with the mesh's settings and limits, its SETTINGS submitted. Returns an nghttp2 error
+// code.
 int createSession(nghttp2_session** session, bool server, const EngineConfig& config, Tunnel* tunnel);
 
 }  // namespace ebbtide

@@ -70,7 +70,8 @@ void Worker::endTurn() {
   if (!withheld_tunnels.empty() && !budget().exceeded()) {
     while (Tunnel* tunnel = withheld_tunnels.popFront()) tunnel->releaseCredit();
   }
-  // Flushing may make tunnels dirty again only by ending streams; what they add goes out with the next turn's events.
+  // Flushing may make tunnels dirty again only by ending streams; what they add goes out with the next turn's
+  // events.
   List<Tunnel> dirty;
   dirty_tunnels.moveTo(dirty);
   while (Tunnel* tunnel = dirty.popFront()) tunnel->flush();
@@ -81,7 +82,8 @@ void Worker::endTurn() {
     records_.clear();
     shared_.events.onAccess(std::move(batch));
   }
-  if (ended_since_trim_ > kTrimAfter && flows.empty() && !trim_timer_.armed()) loop.arm(trim_timer_, kTrimIdleUs);
+  if (ended_since_trim_ > kTrimAfter && flows.empty() && !trim_timer_.armed())
+    loop.arm(trim_timer_, kTrimIdleUs);
   loop.destroyDisposed();
 }
 
@@ -200,7 +202,8 @@ void Worker::listConnections(std::vector<ConnectionInfo>& out) {
 void Worker::accept(Acceptor& acceptor, Fd fd) {
   switch (acceptor.role()) {
     case Acceptor::Role::kOutbound:
-      (new OutboundFlow(*this, acceptor.pod(), std::move(fd)))->begin();  // owned by `flows` until it finishes
+      (new OutboundFlow(*this, acceptor.pod(), std::move(fd)))
+          ->begin();  // owned by `flows` until it finishes
       return;
     case Acceptor::Role::kPlaintext:
       (new InboundPlainFlow(*this, acceptor.pod(), std::move(fd)))->begin();
@@ -241,7 +244,8 @@ std::shared_ptr<const TlsContext> Worker::tls(const Identity& identity) {
   return found->second.context;
 }
 
-DialResult Worker::dialFrom(const Pod& pod, const SocketAddress& to, const std::optional<SocketAddress>& claim) {
+DialResult Worker::dialFrom(const Pod& pod, const SocketAddress& to,
+                            const std::optional<SocketAddress>& claim) {
   if (int error = namespace_->enter(&pod, pod.netns.get()); error != 0) return {Fd(), error};
   return dial(to, claim, pod.claims);
 }

@@ -1,5 +1,5 @@
-// One thread of the engine: its loop, its share of every pod's listeners, its tunnels, connections and counters. Nothing
-// of it is shared with other workers; other threads reach it through post().
+// One thread of the engine: its loop, its share of every pod's listeners, its tunnels, connections and
+// counters. Nothing of it is shared with other workers; other threads reach it through post().
 #pragma once
 
 #include <atomic>
@@ -23,7 +23,8 @@ namespace ebbtide {
 
 // What the workers of one engine have in common.
 struct Shared {
-  Shared(const EngineConfig& config, EngineEvents& events) : config(config), events(events), state(config.state) {}
+  Shared(const EngineConfig& config, EngineEvents& events)
+      : config(config), events(events), state(config.state) {}
 
   const EngineConfig config;
   EngineEvents& events;
@@ -88,7 +89,8 @@ class Worker {
   uint64_t pingIntervalUs() const { return toUs(config().ping_interval); }
   uint64_t pingTimeoutUs() const { return toUs(config().ping_timeout); }
 
-  // Ciphertext as it came, its plaintext (a partial record may join what comes next), and one application's bytes.
+  // Ciphertext as it came, its plaintext (a partial record may join what comes next), and one application's
+  // bytes.
   static constexpr size_t kPlainBytes = kTurnBytes + 2 * kRecordBytes;
   const std::unique_ptr<uint8_t[]> receive_buffer, plain_buffer, application_buffer;
 

@@ -1,6 +1,7 @@
-// Bytes through the tunnel: order and completeness, half-close, reset, backpressure, many connections at once.
-#include <gtest/gtest.h>
+// Bytes through the tunnel: order and completeness, half-close, reset, backpressure, many connections at
+// once.
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <poll.h>
 
 #include <cerrno>
@@ -183,9 +184,8 @@ TEST_F(EngineStream, ManyConnectionsAtOnce) {
 TEST_F(EngineStream, PlainClientIsServedUnderItsOwnAddressUnlessPolicyAsksForAnIdentity) {
   auto plain = [&] {
     int fd = -1;
-    lab.client.within([&] {
-      fd = dial({*IpAddress::parse(Lab::kServerIp), 8080}, std::nullopt, false).fd.release();
-    });
+    lab.client.within(
+        [&] { fd = dial({*IpAddress::parse(Lab::kServerIp), 8080}, std::nullopt, false).fd.release(); });
     pollfd ready{fd, POLLOUT, 0};
     poll(&ready, 1, 5000);
     fcntl(fd, F_SETFL, 0);
@@ -207,7 +207,8 @@ TEST_F(EngineStream, PlainClientIsServedUnderItsOwnAddressUnlessPolicyAsksForAnI
   }
   Tcp near = plain();
   EXPECT_TRUE(near.isReset());
-  auto record = lab.two_events.wait([](const AccessRecord& each) { return each.reason == Reason::kPolicyDenied; });
+  auto record =
+      lab.two_events.wait([](const AccessRecord& each) { return each.reason == Reason::kPolicyDenied; });
   ASSERT_TRUE(record);
   EXPECT_EQ(record->detail, "default/strict");
 }

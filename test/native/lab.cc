@@ -123,7 +123,8 @@ void Netns::run(const std::string& command) const {
     _exit(127);
   }
   int status = 0;
-  if (waitpid(child, &status, 0) != child || status != 0) throw std::runtime_error("failed in namespace: " + command);
+  if (waitpid(child, &status, 0) != child || status != 0)
+    throw std::runtime_error("failed in namespace: " + command);
 }
 
 void Netns::within(const std::function<void()>& work) const {
@@ -259,7 +260,8 @@ void Collector::onCertificateNeeded(const std::string& identity) {
   needed_.push_back(identity);
 }
 
-std::shared_ptr<AccessRecord> Collector::wait(const std::function<bool(const AccessRecord&)>& fits, int seconds) {
+std::shared_ptr<AccessRecord> Collector::wait(const std::function<bool(const AccessRecord&)>& fits,
+                                              int seconds) {
   std::unique_lock lock(mutex_);
   std::shared_ptr<AccessRecord> found;
   changed_.wait_for(lock, std::chrono::seconds(seconds), [&] {

@@ -1,5 +1,6 @@
-// Two nodes in one process: engines, certificates, and pods as network namespaces with the redirect rules of istio-cni,
-// so that captured connections come to the engine exactly as from a real node agent. Everything vanishes with the process.
+// Two nodes in one process: engines, certificates, and pods as network namespaces with the redirect rules of
+// istio-cni, so that captured connections come to the engine exactly as from a real node agent. Everything
+// vanishes with the process.
 #pragma once
 
 #include <openssl/evp.h>

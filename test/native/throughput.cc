@@ -1,4 +1,5 @@
-// How fast the engine alone carries bytes: two engines in one process, one TCP stream or four, client to server.
+// How fast the engine alone carries bytes: two engines in one process, one TCP stream or four, client to
+// server.
 #include <sys/resource.h>
 #include <sys/time.h>
 
@@ -93,7 +94,8 @@ void connects(Lab& lab, const Tcp& listener, int count) {
     }
   });
   server.join();
-  std::printf("connections, one after the other: %.0f a second\n", count * 1e6 / static_cast<double>(monotonicUs() - start));
+  std::printf("connections, one after the other: %.0f a second\n",
+              count * 1e6 / static_cast<double>(monotonicUs() - start));
 }
 
 }  // namespace
