@@ -65,7 +65,7 @@ export async function runProxy(env: NodeJS.ProcessEnv): Promise<void> {
   try {
     proxy = await startProxy({
       settings,
-      native: { createEngine, trafficLabelNames, connectZds: connectSeqpacket },
+      native: { createEngine, trafficLabelNames: trafficLabelNames(), connectZds: connectSeqpacket },
       log,
       logStream,
       version: VERSION,

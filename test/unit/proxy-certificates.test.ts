@@ -47,7 +47,10 @@ afterEach(() => peer.stop());
 describe('certificate signing request', () => {
   it('is a PKCS#10 that OpenSSL verifies: P-256, empty subject, one critical URI', async () => {
     const pem = makeCsr(A, await newKey());
-    const text = execFileSync('openssl', ['req', '-noout', '-text', '-verify'], { input: pem, stdio: 'pipe' }).toString();
+    const text = execFileSync('openssl', ['req', '-noout', '-text', '-verify'], {
+      input: pem,
+      stdio: 'pipe',
+    }).toString();
     expect(text).toMatch(/Subject: *\n/);
     expect(text).toContain('NIST CURVE: P-256');
     expect(text).toContain('ecdsa-with-SHA256');
@@ -103,10 +106,14 @@ describe('call to the certificate authority', () => {
     expect(() => check([])).toThrow(/holds 0 certificates/);
     expect(() => check([leaf])).toThrow(/holds 1 certificates/);
     expect(() => check(chain, B)).toThrow(/is of spiffe.*sa\/a.*sa\/b was asked for/);
-    expect(() => check(chain, A, createPrivateKey(String(keys.privateKey.export({ type: 'pkcs8', format: 'pem' }))), now + 61_000)).toThrow(/ended at/);
+    expect(() =>
+      check(chain, A, createPrivateKey(String(keys.privateKey.export({ type: 'pkcs8', format: 'pem' }))), now + 61_000),
+    ).toThrow(/ended at/);
     expect(() => check([leaf, other.authority.bundle])).toThrow(/not signed by any of the roots/);
     expect(() => check(['nonsense', root])).toThrow(/holds no PEM/);
-    expect(() => check([leaf, '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----'])).toThrow(/cannot be read/);
+    expect(() => check([leaf, '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----'])).toThrow(
+      /cannot be read/,
+    );
     const foreign = await newKey();
     expect(() => check(chain, A, foreign.privateKey)).toThrow(/not of the key/);
     other.stop();

@@ -127,7 +127,13 @@ describe('policies', () => {
     });
     expect(converted).toMatchObject({ scope: 'workload', action: 'deny', dryRun: true });
     expect(converted.rules[0]?.[0]?.[0]).toMatchObject({
-      principals: { anyOf: [{ kind: 'exact', value: 'a' }, { kind: 'prefix', value: '' }], noneOf: [{ kind: 'presence' }] },
+      principals: {
+        anyOf: [
+          { kind: 'exact', value: 'a' },
+          { kind: 'prefix', value: '' },
+        ],
+        noneOf: [{ kind: 'presence' }],
+      },
       malformed: false,
     });
     expect(converted.rules[0]?.[1]).toHaveLength(2);

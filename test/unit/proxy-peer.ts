@@ -2,7 +2,13 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Server, ServerCredentials, type ServerDuplexStream, type ServerUnaryCall, type sendUnaryData } from '@grpc/grpc-js';
+import {
+  Server,
+  ServerCredentials,
+  type ServerDuplexStream,
+  type ServerUnaryCall,
+  type sendUnaryData,
+} from '@grpc/grpc-js';
 import { pino } from 'pino';
 import { type Authority, createAuthority } from '../../src/controller/authority.ts';
 import { certificateService, discoveryService } from '../../src/controller/grpc.ts';
@@ -12,7 +18,10 @@ import type { ControlPlaneSettings } from '../../src/proxy/settings.ts';
 
 export type DeltaRequest = envoy.service.discovery.v3.DeltaDiscoveryRequest;
 export type XdsCall = ServerDuplexStream<DeltaRequest, Uint8Array>;
-type CertificateCall = ServerUnaryCall<istio.v1.auth.IstioCertificateRequest, istio.v1.auth.IstioCertificateResponse.$Properties>;
+type CertificateCall = ServerUnaryCall<
+  istio.v1.auth.IstioCertificateRequest,
+  istio.v1.auth.IstioCertificateResponse.$Properties
+>;
 type CertificateCallback = sendUnaryData<istio.v1.auth.IstioCertificateResponse.$Properties>;
 
 export const ADDRESS = 'type.googleapis.com/istio.workload.Address';

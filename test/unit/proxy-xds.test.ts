@@ -5,7 +5,18 @@ import type { StateDelta } from '../../src/proxy/engine.ts';
 import { XdsClient } from '../../src/proxy/xds/client.ts';
 import { MeshState } from '../../src/proxy/xds/mesh-state.ts';
 import { xdsNode } from '../../src/proxy/xds/node.ts';
-import { ADDRESS, type DeltaRequest, Peer, POLICY, policy, response, silent, until, workload, type XdsCall } from './proxy-peer.ts';
+import {
+  ADDRESS,
+  type DeltaRequest,
+  Peer,
+  POLICY,
+  policy,
+  response,
+  silent,
+  until,
+  workload,
+  type XdsCall,
+} from './proxy-peer.ts';
 
 let peer: Peer;
 let client: XdsClient;
@@ -111,7 +122,11 @@ describe('xDS client', () => {
     client.start();
     const call = await connected();
     call.write(response(POLICY, 'n1', [{ name: 'n/p', value: policy({ name: 'p', namespace: 'n' }) }]));
-    call.write(response(POLICY, 'n2', [{ name: 'n/p', version: '2', value: policy({ name: 'p', namespace: 'n', action: 5 as 0 }) }]));
+    call.write(
+      response(POLICY, 'n2', [
+        { name: 'n/p', version: '2', value: policy({ name: 'p', namespace: 'n', action: 5 as 0 }) },
+      ]),
+    );
     await until(() => requests.length === 4);
     expect(state.versions(POLICY)).toEqual({ 'n/p': '1' });
     expect(state.everything().policies).toHaveLength(1);
@@ -154,7 +169,9 @@ describe('xDS client', () => {
     await until(() => calls.length === 2, 'another stream');
     expect(requests.find(({ responseNonce }) => responseNonce === 'n1')?.errorDetail?.message).toContain('no memory');
     failApply = undefined;
-    await until(() => requests.filter(({ typeUrl, responseNonce }) => typeUrl === ADDRESS && responseNonce === '').length === 2);
+    await until(
+      () => requests.filter(({ typeUrl, responseNonce }) => typeUrl === ADDRESS && responseNonce === '').length === 2,
+    );
     expect(requests.at(-1)?.initialResourceVersions).toEqual({});
     calls[1]?.write(response(ADDRESS, 'm1', [w1]));
     await until(() => deltas.length === 1);
