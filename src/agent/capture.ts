@@ -51,7 +51,7 @@ export interface CaptureOptions {
   readonly classicGuard?: boolean;
 }
 
-/** Name of the agent's pin directory below the bpffs that `--bpffs` names. */
+/** Pin directories below the bpffs have this name, or begin with it and a dash: by that `ebbtide uninstall` finds them. */
 export const PIN_DIRECTORY_NAME = 'ebbtide';
 
 /** What the kernel refused. */

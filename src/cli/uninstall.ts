@@ -21,10 +21,14 @@ export function uninstallCommand(): Command {
     });
 }
 
-/** The agent's pin directory below a bpffs, if it is there; several versions of Ebbtide share it. */
+/** The agents' pin directories below a bpffs; each holds those of all versions of Ebbtide. */
 function pinDirectories(bpffs: string): string[] {
   if (!existsSync(bpffs)) return [];
   return readdirSync(bpffs, { withFileTypes: true })
-    .filter((entry) => entry.isDirectory() && entry.name === PIN_DIRECTORY_NAME)
+    .filter((entry) => entry.isDirectory() && isPinDirectory(entry.name))
     .map((entry) => join(bpffs, entry.name));
+}
+
+function isPinDirectory(name: string): boolean {
+  return name === PIN_DIRECTORY_NAME || name.startsWith(`${PIN_DIRECTORY_NAME}-`);
 }

@@ -126,18 +126,23 @@ export class CaptureLab {
   constructor() {
     this.#prefix = `ebA${process.pid}`;
     this.bridge = `${this.#prefix}br`;
-    run('gcc', '-O1', '-Wall', '-D_GNU_SOURCE', '-o', this.peer, SOURCE);
-    run('ip', 'link', 'add', this.bridge, 'type', 'bridge');
-    run('ip', 'link', 'set', this.bridge, 'up');
-    this.addNamespace('out', OUTSIDE.ip4, OUTSIDE.ip6);
+    try {
+      run('gcc', '-O1', '-Wall', '-D_GNU_SOURCE', '-o', this.peer, SOURCE);
+      run('ip', 'link', 'add', this.bridge, 'type', 'bridge');
+      run('ip', 'link', 'set', this.bridge, 'up');
+      this.addNamespace('out', OUTSIDE.ip4, OUTSIDE.ip6);
+    } catch (error) {
+      this.#removeGround();
+      throw error;
+    }
   }
 
   /** A namespace with eth0 whose other end is on the bridge. */
   addNamespace(name: string, ip4: string, ip6: string): string {
     const netns = `ebA-${process.pid}-${name}`;
     const host = `${this.#prefix}${name}`;
-    run('ip', 'netns', 'add', netns);
     this.#namespaces.push(netns);
+    run('ip', 'netns', 'add', netns);
     run('ip', 'link', 'add', host, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', netns);
     run('ip', 'link', 'set', host, 'master', this.bridge, 'up');
     run('ip', '-n', netns, 'link', 'set', 'lo', 'up');
@@ -211,10 +216,18 @@ export class CaptureLab {
   /** Everything away, also after a failure. */
   async remove(): Promise<void> {
     for (const peer of this.#peers) await peer.stop();
-    for (const capture of this.#captures) capture.close({ remove: true });
-    for (const pod of this.#pods) closeFd(pod.pod.netnsFd);
-    for (const netns of this.#namespaces) run('ip', 'netns', 'delete', netns);
-    run('ip', 'link', 'delete', this.bridge);
+    try {
+      for (const capture of this.#captures) capture.close({ remove: true });
+    } finally {
+      for (const pod of this.#pods) closeFd(pod.pod.netnsFd);
+      this.#removeGround();
+    }
+  }
+
+  /** Also what was only half made. */
+  #removeGround(): void {
+    for (const netns of this.#namespaces) spawnSync('ip', ['netns', 'delete', netns]);
+    spawnSync('ip', ['link', 'delete', this.bridge]);
     for (const mount of this.#mounts) if (existsSync(mount)) spawnSync('umount', [mount]);
     rmSync(this.directory, { recursive: true, force: true });
   }
