@@ -49,7 +49,7 @@ PolicyMatch nameSpace(Kind kind, const char* value, bool negative = false) {
 
 PolicyMatch account(const char* ns, const char* name, bool negative = false) {
   PolicyMatch match;
-  (negative ? match.service_accounts.none_of : match.service_accounts.any_of) = {{ns, name}};
+  (negative ? match.service_accounts.none_of : match.service_accounts.any_of).push_back({ns, name});
   return match;
 }
 
