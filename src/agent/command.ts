@@ -1,6 +1,26 @@
 import { Command } from 'commander';
+import { addOptions, readSettings } from './settings.js';
 
-/** `ebbtide agent`. */
+/** `ebbtide agent`: runs until SIGTERM or SIGINT; exit code 0 after a clean stop, 1 where it cannot start. */
 export function agentCommand(): Command {
-  return new Command('agent');
+  const command = new Command('agent').description(
+    'Capture the pods of this node that belong in the mesh, and tell the proxy of them (ZDS).',
+  );
+  return addOptions(command).action(async (options) => {
+    const { createLogger } = await import('../mesh/log.js');
+    const log = createLogger('agent');
+    try {
+      const settings = readSettings(options);
+      const stopped = new Promise<string>((resolve) => {
+        for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => resolve(signal));
+      });
+      const { startAgent } = await import('./agent.js');
+      const agent = await startAgent(settings, log);
+      log.info({ event: 'stopping', signal: await stopped, keep: settings.keep }, 'stopping');
+      await agent.close({ keep: settings.keep });
+    } catch (error) {
+      log.fatal({ event: 'failed', err: error }, `the agent cannot run: ${(error as Error).message}`);
+      process.exitCode = 1;
+    }
+  });
 }

@@ -20,6 +20,8 @@ export interface ManifestListener {
   onChange(objects: ObjectSet): void;
   /** Called when a problem appears; see {@link ManifestSource.problems} for those that are there. */
   onProblem?(problem: ManifestProblem): void;
+  /** Called when the last problem is gone. */
+  onMended?(): void;
 }
 
 /** Events are gathered until this long nothing happens, and no longer than the second figure. */
@@ -271,6 +273,7 @@ export class ManifestSource {
       if (!this.#problems.has(key))
         this.#log.info({ event: 'manifest_problem_gone', ...problem }, 'a manifest is mended');
     }
+    if (before.size > 0 && this.#problems.size === 0) this.#listener.onMended?.();
   }
 
   #watch(listing: Listing): void {

@@ -1,0 +1,87 @@
+/** What the agent needs of the machine: capabilities, the root of cgroup2, a bpffs. Each refusal says what to do. */
+import { existsSync, readFileSync, statfsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+
+/** linux/magic.h */
+const CGROUP2_SUPER_MAGIC = 0x63677270;
+const BPF_FS_MAGIC = 0xcafe4a11;
+
+/** linux/capability.h, and what the agent needs each for. */
+const CAPABILITIES = [
+  { name: 'CAP_NET_ADMIN', bit: 12n, use: 'attaching programs' },
+  { name: 'CAP_SYS_ADMIN', bit: 21n, use: 'entering the network namespaces of pods' },
+  { name: 'CAP_BPF', bit: 39n, use: 'loading programs' },
+] as const;
+const CAP_SYS_ADMIN_BIT = 21n;
+
+/** @throws Error naming the capabilities that this process lacks */
+export function checkCapabilities(status = readFileSync('/proc/self/status', 'utf8')): void {
+  const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)/m.exec(status)?.[1] ?? '0'}`);
+  const has = (bit: bigint): boolean => (effective & (1n << bit)) !== 0n;
+  // CAP_SYS_ADMIN is accepted for CAP_BPF by every kernel.
+  const missing = CAPABILITIES.filter(({ name, bit }) => !has(bit) && !(name === 'CAP_BPF' && has(CAP_SYS_ADMIN_BIT)));
+  if (missing.length === 0) return;
+  const list = missing.map(({ name, use }) => `${name} (${use})`).join(', ');
+  throw new Error(`this process lacks ${list}; run it as root, or add the capabilities to its container`);
+}
+
+/** Undoes the octal escapes of mountinfo (proc(5)). */
+const unescapeMount = (text: string): string =>
+  text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)));
+
+/**
+ * Mount point of the root of the cgroup2 hierarchy.
+ * @param mountinfo text of /proc/self/mountinfo
+ * @throws Error where none is mounted, or only a part of it is
+ */
+export function findCgroupRoot(
+  mountinfo = readFileSync('/proc/self/mountinfo', 'utf8'),
+  isRoot: (path: string) => boolean = isCgroupRoot,
+): string {
+  const mounts: string[] = [];
+  for (const line of mountinfo.split('\n')) {
+    // "36 35 98:0 ROOT MOUNTPOINT options [optional fields] - TYPE source superoptions"
+    const [left = '', right = ''] = line.split(' - ');
+    if (right.split(' ')[0] !== 'cgroup2') continue;
+    const [, , , root, point] = left.split(' ');
+    if (point === undefined) continue;
+    mounts.push(unescapeMount(point));
+    if (root === '/' && isRoot(unescapeMount(point))) return unescapeMount(point);
+  }
+  if (mounts.length === 0) {
+    throw new Error('no cgroup2 is mounted; mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or see --cgroup');
+  }
+  throw new Error(
+    `${mounts.join(', ')} is not the root of cgroup2 but a part of it, so pods would run outside; ` +
+      'start the agent in the cgroup namespace of the machine with its /sys/fs/cgroup, or choose a directory with --cgroup',
+  );
+}
+
+/** Only the true root has no cgroup.events: a cgroup namespace shows "/" for its own root as well. */
+function isCgroupRoot(path: string): boolean {
+  return existsSync(join(path, 'cgroup.procs')) && !existsSync(join(path, 'cgroup.events'));
+}
+
+/** @throws Error unless the directory is one of cgroup2 */
+export function checkCgroup(path: string): void {
+  if (magicOf(path, '--cgroup') !== CGROUP2_SUPER_MAGIC) {
+    throw new Error(`--cgroup ${path} is no directory of cgroup2; leave it out to take the root of cgroup2`);
+  }
+}
+
+/** @throws Error unless the path, or its nearest parent that exists, is on a bpffs */
+export function checkBpffs(path: string): void {
+  let there = path;
+  while (!existsSync(there) && dirname(there) !== there) there = dirname(there);
+  if (magicOf(there, '--bpffs') !== BPF_FS_MAGIC) {
+    throw new Error(`--bpffs ${path} is not on a bpffs; mount one there: mount -t bpf bpf ${path}`);
+  }
+}
+
+function magicOf(path: string, flag: string): number {
+  try {
+    return statfsSync(path).type;
+  } catch (error) {
+    throw new Error(`${flag} ${path} cannot be used: ${(error as Error).message}; choose a directory that exists`);
+  }
+}

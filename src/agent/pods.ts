@@ -1,0 +1,208 @@
+/** All pods of this node: which are wanted, by the manifests; which are here, by the kernel; and what becomes of each. */
+import { decideEnrolment, type NotEnrolledReason } from '../mesh/enrolment.js';
+import { addressesOf, namespaceOf, type ObjectSet, type Pod, serviceAccountOf } from '../mesh/kubernetes.js';
+import { BYPASS_INBOUND_ANNOTATION, NETNS_ANNOTATION } from '../mesh/labels.js';
+import type { Logger } from '../mesh/log.js';
+import type { Capture, CaptureStatus } from './capture.js';
+import { EnrolledPod, type PodProxies, type PodState, type WantedPod } from './enrolled-pod.js';
+import type { NetnsFinder } from './pod-netns.js';
+import type { ZdsWorkload } from './zds-connection.js';
+import type { ProxyView } from './zds-server.js';
+
+/** A pod that was un-labelled is let go this much later, so that its peers learn first to speak plainly to it. */
+export const UNLABEL_DELAY_MS = 500;
+/** Paths of network namespaces are looked at again this often. */
+const VERIFY_MS = 5000;
+
+/** State of one pod of this node. */
+export interface PodReport {
+  readonly uid: string;
+  readonly namespace: string;
+  readonly name: string;
+  /** Whether the pod belongs in the mesh. */
+  readonly wanted: boolean;
+  readonly state: PodState | 'not enrolled' | 'adopted';
+  /** Why it is not enrolled, not captured yet, or without a proxy; empty where all is well. */
+  readonly reason: string;
+  /** From the datapath; undefined where the kernel does not know the pod. */
+  readonly capture: CaptureStatus | undefined;
+}
+
+export interface PodsOptions {
+  readonly nodeName: string;
+  readonly capture: Capture;
+  readonly proxies: PodProxies & { view(uid: string): ProxyView };
+  readonly netns: NetnsFinder;
+  readonly log: Logger;
+  readonly random?: () => number;
+}
+
+interface Seen {
+  readonly uid: string;
+  readonly namespace: string;
+  readonly name: string;
+  readonly reason: NotEnrolledReason | '';
+}
+
+export class Pods {
+  readonly #options: PodsOptions;
+  readonly #enrolled = new Map<string, EnrolledPod>();
+  /** Captured by an agent before this one, and not looked for yet. */
+  readonly #adopted = new Set<string>();
+  #seen = new Map<string, Seen>();
+  #verify: NodeJS.Timeout | undefined;
+
+  constructor(options: PodsOptions) {
+    this.#options = options;
+    for (const { uid, state } of options.capture.adopted()) {
+      this.#adopted.add(uid);
+      options.log.info({ event: 'pod_adopted', uid, state }, 'a pod is captured since before this agent');
+    }
+    this.#verify = setInterval(() => {
+      for (const pod of this.#enrolled.values()) pod.verify();
+    }, VERIFY_MS);
+  }
+
+  /**
+   * Takes a whole state of the cluster.
+   * @param complete false while a file cannot be read: a pod that is not there may be in it, so none is taken for deleted
+   */
+  apply(objects: ObjectSet, complete: boolean): void {
+    const namespaces = new Map(objects.namespaces.map((namespace) => [namespace.metadata.name, namespace]));
+    const seen = new Map<string, Seen>();
+    for (const pod of objects.pods) {
+      if (pod.spec?.nodeName !== this.#options.nodeName) continue;
+      const { uid, name } = pod.metadata;
+      const namespace = namespaceOf(pod);
+      const earlier = seen.get(uid);
+      if (earlier !== undefined) {
+        const other = `${earlier.namespace}/${earlier.name}`;
+        this.#options.log.error({ event: 'uid_taken', uid, namespace, pod: name, other }, 'two pods have the same uid');
+        continue;
+      }
+      const decision = decideEnrolment(pod, namespaces.get(namespace));
+      seen.set(uid, { uid, namespace, name, reason: decision.enrol ? '' : decision.reason });
+      if (decision.enrol) this.#want(wantedOf(pod));
+      else this.#unwant(uid, decision.reason);
+    }
+    this.#seen = seen;
+    if (complete) this.#forget();
+  }
+
+  /** What proxies are to be told of. */
+  workloads(): ZdsWorkload[] {
+    const told: ZdsWorkload[] = [...this.#enrolled.values()].filter((pod) => pod.isTold);
+    for (const uid of this.#adopted) {
+      told.push({ uid, name: '', namespace: '', serviceAccount: '', netnsFd: () => undefined });
+    }
+    return told;
+  }
+
+  /** Every pod of this node, with what the datapath says of those it knows. */
+  report(): PodReport[] {
+    const captures = new Map(this.#options.capture.status().map((status) => [status.uid, status]));
+    const reports: PodReport[] = [];
+    for (const { uid, namespace, name, reason } of this.#seen.values()) {
+      const pod = this.#enrolled.get(uid);
+      const capture = captures.get(uid);
+      if (pod === undefined) {
+        const state = this.#adopted.has(uid) ? 'adopted' : 'not enrolled';
+        reports.push({ uid, namespace, name, wanted: reason === '', state, reason, capture });
+      } else reports.push({ ...this.#describe(pod), wanted: reason === '', capture });
+    }
+    for (const pod of this.#enrolled.values()) {
+      if (this.#seen.has(pod.uid)) continue;
+      reports.push({ ...this.#describe(pod), wanted: false, capture: captures.get(pod.uid) });
+    }
+    for (const uid of this.#adopted) {
+      if (this.#seen.has(uid)) continue;
+      const reason = 'kept: a manifest that cannot be read may be its own';
+      const pod = { uid, namespace: '', name: '', wanted: false, state: 'adopted', reason } as const;
+      reports.push({ ...pod, capture: captures.get(uid) });
+    }
+    return reports;
+  }
+
+  /** Lets every pod go at once and tells the proxies. Resolves when these have answered. */
+  async releaseAll(): Promise<void> {
+    const uids = [...this.#enrolled.keys()];
+    this.stop();
+    for (const uid of [...uids, ...this.#adopted]) this.#options.capture.release(uid);
+    await Promise.all(uids.map((uid) => this.#options.proxies.del(uid)));
+  }
+
+  /** Stops all timers; leaves the kernel as it is. */
+  stop(): void {
+    clearInterval(this.#verify);
+    for (const pod of this.#enrolled.values()) pod.stop();
+    this.#enrolled.clear();
+  }
+
+  #describe(pod: EnrolledPod): Omit<PodReport, 'wanted' | 'capture'> {
+    const { uid, namespace, name, state } = pod;
+    const view = this.#options.proxies.view(uid);
+    const proxyReason = state !== 'captured' || view.serves ? '' : view.reason;
+    return { uid, namespace, name, state, reason: pod.reason || proxyReason };
+  }
+
+  #want(wanted: WantedPod): void {
+    let pod = this.#enrolled.get(wanted.uid);
+    if (pod === undefined) {
+      const { capture, proxies, netns, log, random } = this.#options;
+      pod = new EnrolledPod(wanted, {
+        capture,
+        proxies,
+        netns,
+        log,
+        adopted: this.#adopted.delete(wanted.uid),
+        ...(random === undefined ? {} : { random }),
+        left: ({ uid }) => this.#enrolled.delete(uid),
+      });
+      this.#enrolled.set(wanted.uid, pod);
+    }
+    pod.want(wanted);
+  }
+
+  #unwant(uid: string, reason: NotEnrolledReason): void {
+    const pod = this.#enrolled.get(uid);
+    // Kubernetes takes the addresses away while a pod ends; its phase will tell.
+    if (reason === 'has no address yet') return;
+    const delay = reason === 'has ended' ? 0 : UNLABEL_DELAY_MS;
+    if (pod !== undefined) pod.leave(reason, delay);
+    else this.#drop(uid, reason);
+  }
+
+  /** Lets go what is in no manifest any more. */
+  #forget(): void {
+    for (const pod of [...this.#enrolled.values()]) if (!this.#seen.has(pod.uid)) pod.leave('deleted', 0);
+    for (const uid of [...this.#adopted]) if (!this.#seen.has(uid)) this.#drop(uid, 'deleted');
+  }
+
+  #drop(uid: string, reason: string): void {
+    if (!this.#adopted.has(uid)) return;
+    try {
+      this.#options.capture.release(uid);
+      this.#adopted.delete(uid);
+      void this.#options.proxies.del(uid);
+      this.#options.log.info({ event: 'adopted_pod_released', uid, reason }, 'a pod captured before is let go');
+    } catch (error) {
+      this.#options.log.error({ event: 'release_failed', uid, err: error }, 'a pod captured before cannot be let go');
+    }
+  }
+}
+
+/** What Go's strconv.ParseBool takes for true, by which Istio reads the annotation. */
+const TRUE: readonly string[] = ['1', 't', 'T', 'TRUE', 'true', 'True'];
+
+function wantedOf(pod: Pod): WantedPod {
+  const annotations = pod.metadata.annotations ?? {};
+  return {
+    uid: pod.metadata.uid,
+    namespace: namespaceOf(pod),
+    name: pod.metadata.name,
+    serviceAccount: serviceAccountOf(pod),
+    netnsPath: annotations[NETNS_ANNOTATION] || undefined,
+    addresses: addressesOf(pod),
+    bypassInbound: TRUE.includes(annotations[BYPASS_INBOUND_ANNOTATION] ?? ''),
+  };
+}

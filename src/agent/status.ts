@@ -1,0 +1,79 @@
+/** Status of the agent over HTTP on a unix socket of mode 0600, asked from the datapath with each request. */
+import { rmSync } from 'node:fs';
+import { createServer, request, type Server } from 'node:http';
+import type { CaptureStatus } from './capture.js';
+import type { PodReport } from './pods.js';
+
+/** `GET /status`. */
+export interface AgentStatus {
+  readonly node: string;
+  /** Processes of the proxies that are connected, oldest first; the last one gets the pods. */
+  readonly proxies: readonly number[];
+  readonly pods: readonly PodReport[];
+  /** What is wrong with the manifests. */
+  readonly problems: readonly { readonly file: string; readonly line?: number; readonly message: string }[];
+}
+
+/** Figures of 64 bits as JSON has them: counters are numbers, names and nanoseconds are decimal text. */
+type OnTheWire<T> = { readonly [K in keyof T]: T[K] extends bigint ? string : T[K] };
+export type CaptureStatusJson = OnTheWire<CaptureStatus>;
+
+/** Serves the status at a path; a socket file there is replaced, since the ZDS socket beside it tells who is the agent. */
+export async function serveStatus(path: string, status: () => AgentStatus): Promise<Server> {
+  const server = createServer((incoming, outgoing) => {
+    const answer = (code: number, body: unknown): void => {
+      const text = JSON.stringify(body, (_, value: unknown) => (typeof value === 'bigint' ? value.toString() : value));
+      outgoing.writeHead(code, { 'content-type': 'application/json' }).end(`${text}\n`);
+    };
+    if (incoming.method !== 'GET' || incoming.url !== '/status') {
+      answer(404, { error: 'there is GET /status only' });
+      return;
+    }
+    try {
+      answer(200, status());
+    } catch (error) {
+      answer(500, { error: (error as Error).message });
+    }
+  });
+  server.maxConnections = 16;
+  rmSync(path, { force: true });
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject);
+    // The file is made before listen returns; nobody else may ever open it.
+    const mask = process.umask(0o177);
+    try {
+      server.listen(path, resolve);
+    } finally {
+      process.umask(mask);
+    }
+  });
+  return server;
+}
+
+/** Asks an agent. @throws Error that says where it looked when no agent answers */
+export function readStatus(path: string): Promise<AgentStatus> {
+  return new Promise((resolve, reject) => {
+    const failed = (error: Error): void => {
+      reject(new Error(`no agent answers at ${path}: ${error.message}; is it running, with the same INPOD_UDS?`));
+    };
+    const asked = request({ socketPath: path, path: '/status', timeout: 5000 }, (response) => {
+      let text = '';
+      response.setEncoding('utf8');
+      response.on('data', (chunk: string) => {
+        text += chunk;
+      });
+      response.on('error', failed);
+      response.on('end', () => {
+        try {
+          if (response.statusCode !== 200) throw new Error(`status ${response.statusCode}: ${text.trim()}`);
+          resolve(JSON.parse(text) as AgentStatus);
+        } catch (error) {
+          failed(error as Error);
+        }
+      });
+    });
+    asked.on('timeout', () => asked.destroy(new Error('no answer within 5 s')));
+    asked.on('error', failed);
+    asked.end();
+  });
+}

@@ -1,0 +1,205 @@
+/** The ZDS server: several proxies may be connected, the newest of which gets the pods. Protocol: Istio's zds.proto. */
+import type { Logger } from '../mesh/log.js';
+import { listenSeqpacket } from '../mesh/native-seqpacket.js';
+import type { SeqpacketConnection, SeqpacketServer } from '../mesh/seqpacket.js';
+import { ConnectionLost, ProxyRefusal, ZdsConnection, type ZdsWorkload } from './zds-connection.js';
+
+/** No proxy is connected that could take a pod. */
+export class NoProxy extends Error {
+  override readonly name = 'NoProxy';
+}
+
+/** Where the server asks what to tell, and whom to trust. */
+export interface ZdsPods {
+  /** All pods that the proxy is to serve now. A workload without a descriptor is one whose namespace is not known yet. */
+  workloads(): readonly ZdsWorkload[];
+  /** Called before the first pod is told to a process. Throws when it cannot be trusted. */
+  trustProxy(pid: number): void;
+  /** Called when a trusted process has ended. */
+  distrustProxy(pid: number): void;
+}
+
+/** What a proxy made of a pod. */
+export type ProxyView = { readonly serves: true } | { readonly serves: false; readonly reason: string };
+
+const ACCEPTS_PER_SECOND = 5;
+const MAX_CONNECTIONS = 16;
+
+export class ZdsServer {
+  readonly #path: string;
+  readonly #log: Logger;
+  readonly #pods: ZdsPods;
+  readonly #open = new Set<ZdsConnection>();
+  /** Greeted, oldest first. */
+  readonly #ready: ZdsConnection[] = [];
+  readonly #trusted = new Set<number>();
+  /** Last error of each pod that the newest proxy does not serve. */
+  readonly #errors = new Map<string, string>();
+  #server: SeqpacketServer | undefined;
+  #closing = false;
+
+  constructor(path: string, log: Logger, pods: ZdsPods) {
+    this.#path = path;
+    this.#log = log;
+    this.#pods = pods;
+  }
+
+  /** @throws Error when the socket cannot be made, such as where another agent listens */
+  listen(): void {
+    this.#server = listenSeqpacket(this.#path, (connection) => this.#accept(connection), {
+      acceptsPerSecond: ACCEPTS_PER_SECOND,
+      onError: (error) => {
+        this.#log.warn({ event: 'zds_accept_failed', path: this.#path, err: error }, 'a connection was not accepted');
+      },
+    });
+    this.#log.info({ event: 'zds_listening', path: this.#path }, 'waiting for proxies');
+  }
+
+  close(): void {
+    this.#closing = true;
+    this.#server?.close();
+    for (const connection of [...this.#open]) connection.close('the agent stops');
+  }
+
+  /** Processes of the proxies that have greeted, oldest first. */
+  proxies(): number[] {
+    return this.#ready.map(({ pid }) => pid);
+  }
+
+  /** What the newest proxy made of a pod. */
+  view(uid: string): ProxyView {
+    const newest = this.#ready.at(-1);
+    if (newest === undefined) return { serves: false, reason: 'waiting for proxy' };
+    if (newest.acknowledged.has(uid)) return { serves: true };
+    return { serves: false, reason: this.#errors.get(uid) ?? 'the proxy has not answered yet' };
+  }
+
+  /**
+   * Tells the newest proxy of a pod; if that goes away meanwhile, the one before.
+   * @throws NoProxy when none is there, ProxyRefusal when the proxy cannot serve the pod now
+   */
+  async add(workload: ZdsWorkload): Promise<void> {
+    for (;;) {
+      const newest = this.#ready.at(-1);
+      if (newest === undefined) throw new NoProxy('waiting for proxy');
+      try {
+        await this.#addTo(newest, workload);
+        return;
+      } catch (error) {
+        if (!(error instanceof ConnectionLost) || workload.netnsFd() === undefined) throw error;
+      }
+    }
+  }
+
+  /** Tells all proxies that a pod is gone. Resolves when each has answered or is gone itself. */
+  async del(uid: string): Promise<void> {
+    this.#errors.delete(uid);
+    await Promise.all(
+      this.#ready.map((connection) =>
+        connection.del(uid).catch((error: Error) => {
+          if (error instanceof ConnectionLost) return;
+          this.#log.warn({ event: 'zds_del_refused', uid, proxy: connection.pid, error: error.message }, error.message);
+        }),
+      ),
+    );
+  }
+
+  async #addTo(connection: ZdsConnection, workload: ZdsWorkload): Promise<void> {
+    const { uid, namespace, name } = workload;
+    try {
+      await connection.add(workload);
+      this.#errors.delete(uid);
+    } catch (error) {
+      if (error instanceof ProxyRefusal) {
+        this.#errors.set(uid, `the proxy cannot serve it: ${error.message}`);
+        this.#log.warn(
+          { event: 'zds_add_refused', uid, namespace, pod: name, proxy: connection.pid, error: error.message },
+          'the proxy cannot serve a pod; the pod stays captured and has no network for TCP until it can',
+        );
+      }
+      throw error;
+    }
+  }
+
+  #accept(socket: SeqpacketConnection): void {
+    const { pid, uid } = socket.peer;
+    const refuse = (reason: string): void => {
+      this.#log.warn({ event: 'zds_refused', proxy: pid, uid, reason }, reason);
+      socket.close();
+    };
+    if (pid === 0) {
+      refuse('the process is not in the agent’s pid namespace, so it cannot be recognised; give the agent hostPID');
+      return;
+    }
+    if (uid !== 0 && uid !== process.getuid?.()) {
+      refuse('only root, or the user that runs the agent, can be a proxy');
+      return;
+    }
+    if (this.#open.size >= MAX_CONNECTIONS) {
+      refuse(`${MAX_CONNECTIONS} proxies are connected already`);
+      return;
+    }
+    const connection: ZdsConnection = new ZdsConnection(socket, {
+      ready: () => this.#greeted(connection),
+      ended: (reason) => this.#ended(connection, reason),
+    });
+    this.#open.add(connection);
+    socket.onPeerExit(() => this.#exited(pid));
+  }
+
+  #greeted(connection: ZdsConnection): void {
+    const { pid } = connection;
+    try {
+      this.#pods.trustProxy(pid);
+    } catch (error) {
+      this.#log.error({ event: 'zds_not_trusted', proxy: pid, err: error }, 'a proxy cannot be trusted');
+      connection.close(`it cannot be trusted: ${(error as Error).message}`);
+      return;
+    }
+    this.#trusted.add(pid);
+    this.#ready.push(connection);
+    this.#errors.clear();
+    const workloads = this.#pods.workloads();
+    this.#log.info({ event: 'zds_connected', proxy: pid, pods: workloads.length }, 'a proxy is connected');
+    // All in one turn: what changes later is asked for later, after the snapshot.
+    for (const workload of workloads) {
+      const { uid } = workload;
+      const told = workload.netnsFd() === undefined ? connection.keep(uid) : this.#addTo(connection, workload);
+      told.catch(() => {});
+    }
+    connection.snapshotSent().then(
+      () => this.#log.info({ event: 'zds_snapshot_done', proxy: pid }, 'the proxy knows all pods'),
+      (error: Error) => {
+        if (error instanceof ProxyRefusal) connection.close(`the snapshot was refused: ${error.message}`);
+      },
+    );
+  }
+
+  #ended(connection: ZdsConnection, reason: string): void {
+    this.#open.delete(connection);
+    const wasNewest = this.#ready.at(-1) === connection;
+    const index = this.#ready.indexOf(connection);
+    if (index >= 0) this.#ready.splice(index, 1);
+    this.#log.warn({ event: 'zds_disconnected', proxy: connection.pid, reason }, 'a proxy is disconnected');
+    if (this.#closing) return;
+    const newest = this.#ready.at(-1);
+    if (wasNewest && newest !== undefined) {
+      // What was told to the newest only must be told to the one that is the newest now.
+      for (const workload of this.#pods.workloads()) {
+        if (newest.acknowledged.has(workload.uid) || workload.netnsFd() === undefined) continue;
+        this.#addTo(newest, workload).catch(() => {});
+      }
+    }
+  }
+
+  /** A process may end long after its socket; as long as it lives, its listeners and dials are the proxy's. */
+  #exited(pid: number): void {
+    if (!this.#trusted.delete(pid)) return;
+    this.#log.info({ event: 'proxy_exited', proxy: pid }, 'the process of a proxy has ended');
+    try {
+      this.#pods.distrustProxy(pid);
+    } catch (error) {
+      this.#log.error({ event: 'distrust_failed', proxy: pid, err: error }, 'a dead process could not be distrusted');
+    }
+  }
+}
