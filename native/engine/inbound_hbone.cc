@@ -112,6 +112,7 @@ InboundStreamFlow::InboundStreamFlow(Worker& worker, ServerTunnel& tunnel)
 }
 
 void InboundStreamFlow::onStreamHeader(std::string_view name, std::string_view value) {
+  if (headers_done_) return;                         // trailers
   header_bytes_ += name.size() + value.size() + 32;  // as RFC 9113 counts a header list
   if (header_bytes_ > kMaxHeaderBytes) return;
   if (name == ":method") {

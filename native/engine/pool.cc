@@ -79,8 +79,8 @@ void PoolGroup::serve() {
 void PoolGroup::fail(Reason reason, const std::string& detail, int error) {
   List<PoolWaiter> failed;
   size_t each = std::min<size_t>(worker.config().max_streams_per_connection, kAssumedPeerStreams);
-  // Those that stay have another connection, or one that is coming.
-  size_t count = connecting == 0 && open.empty() ? queued : std::min(queued, each);
+  // Those that stay have another connection coming.
+  size_t count = connecting == 0 ? queued : std::min(queued, each);
   while (count-- > 0) {
     PoolWaiter* waiter = queue.front();
     if (waiter == nullptr) break;

@@ -114,6 +114,24 @@ int selectH2(SSL*, const unsigned char** out, unsigned char* out_length, const u
   return SSL_TLSEXT_ERR_ALERT_FATAL;
 }
 
+// OpenSSL tells secrets only by this callback: "LABEL <client random> <secret>", the last two in hexadecimal.
+void takeSecret(const SSL* ssl, const char* line) {
+  auto& check = *static_cast<PeerCheck*>(SSL_get_app_data(ssl));
+  std::string_view text(line);
+  TrafficSecret* secret = text.starts_with("CLIENT_TRAFFIC_SECRET_0 ")   ? &check.client_traffic
+                          : text.starts_with("SERVER_TRAFFIC_SECRET_0 ") ? &check.server_traffic
+                                                                         : nullptr;
+  if (secret == nullptr) return;
+  std::string_view digits = text.substr(text.rfind(' ') + 1);
+  if (digits.size() / 2 > secret->bytes.size()) return;
+  secret->size = digits.size() / 2;
+  for (size_t i = 0; i < secret->size; i++) {
+    secret->bytes[i] =
+        static_cast<uint8_t>(OPENSSL_hexchar2int(static_cast<unsigned char>(digits[2 * i])) << 4 |
+                             OPENSSL_hexchar2int(static_cast<unsigned char>(digits[2 * i + 1])));
+  }
+}
+
 void require(bool ok, const char* what) {
   if (!ok) throw std::runtime_error(std::string(what) + ": " + takeTlsErrors());
 }
@@ -157,6 +175,7 @@ TlsContext::TlsContext(const Identity& identity, const CertificateBundle& bundle
   SSL_CTX_set_mode(context, SSL_MODE_AUTO_RETRY | SSL_MODE_RELEASE_BUFFERS);
   SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
   SSL_CTX_set_cert_verify_callback(context, verifyPeer, nullptr);
+  SSL_CTX_set_keylog_callback(context, takeSecret);
   SSL_CTX_set_alpn_select_cb(context, selectH2, nullptr);
   static const unsigned char kAlpn[] = {2, 'h', '2'};
   require(SSL_CTX_set_alpn_protos(context, kAlpn, sizeof kAlpn) == 0, "ALPN");

@@ -10,6 +10,7 @@
 
 #include "model.h"
 #include "reason.h"
+#include "tls_records.h"
 
 namespace ebbtide {
 
@@ -25,6 +26,9 @@ struct PeerCheck {
   Identity identity;  // server side: the first URI SAN that parses; client side: the one that was expected
   Reason failure = Reason::kNone;
   std::string detail;
+
+  // Secrets of the application data's keys, as the handshake brings them forth.
+  TrafficSecret client_traffic, server_traffic;
 };
 
 class TlsContext {

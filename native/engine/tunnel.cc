@@ -75,7 +75,9 @@ void Tunnel::onEvents(uint32_t events) {
 }
 
 void Tunnel::readSocket() {
-  ssize_t n = recv(fd_.get(), worker_.receive_buffer.get(), kTurnBytes, 0);
+  uint8_t* buffer = worker_.receive_buffer.get();
+  size_t carried = tls_.carried();
+  ssize_t n = recv(fd_.get(), buffer + carried, kTurnBytes - carried, 0);
   if (n < 0) {
     if (errno == EAGAIN || errno == EINTR) return;
     close(opened_ ? Reason::kTunnelLost : Reason::kTlsHandshakeFailed,
@@ -87,7 +89,8 @@ void Tunnel::readSocket() {
     return;
   }
   last_receive_us_ = worker_.loop.nowUs();
-  tls_.feed(worker_.receive_buffer.get(), static_cast<size_t>(n));
+  tls_.restore(buffer);
+  tls_.feed(buffer, carried + static_cast<size_t>(n));
   if (!tls_.established()) {
     auto status = tls_.handshake();
     writeSocket();
@@ -104,31 +107,25 @@ void Tunnel::readSocket() {
     }
     if (!startHttp2()) return;
   }
-  // Everything that was received is decrypted into one contiguous buffer, then parsed at once.
+  // Each record is decrypted where it lies and parsed; the streams' data goes out when all were.
+  auto status = TlsStream::Status::kWantInput;
+  ssize_t taken = 0;
+  uint8_t* data = nullptr;
   size_t size = 0;
-  bool ended = false;
-  for (;;) {
-    size_t part = 0;
-    auto status = tls_.read(worker_.plain_buffer.get() + size, Worker::kPlainBytes - size, part);
-    if (status == TlsStream::Status::kDone) {
-      size += part;
-      continue;
-    }
-    if (status != TlsStream::Status::kWantInput) ended = true;
-    break;
+  while (taken >= 0 && (status = tls_.next(data, size)) == TlsStream::Status::kDone) {
+    taken = nghttp2_session_mem_recv(h2_, data, size);
   }
-  if (size > 0) {
-    ssize_t taken = nghttp2_session_mem_recv(h2_, worker_.plain_buffer.get(), size);
-    while (auto* handler = data_.popFront()) handler->onTurnData();
-    if (!fd_) return;
-    if (taken < 0) {
-      close(Reason::kTunnelLost, std::string("HTTP/2: ") + nghttp2_strerror(static_cast<int>(taken)));
-      return;
-    }
+  while (auto* handler = data_.popFront()) handler->onTurnData();
+  if (!fd_) return;
+  if (taken < 0) {
+    close(Reason::kTunnelLost, std::string("HTTP/2: ") + nghttp2_strerror(static_cast<int>(taken)));
+    return;
   }
-  if (ended) {
-    std::string text = tls_.error().empty() ? "the peer ended the TLS connection" : tls_.error();
-    close(Reason::kTunnelLost, text);
+  if (status != TlsStream::Status::kWantInput) {
+    // A server's objection to the client's certificate comes only after the client thought itself done.
+    bool refused = status == TlsStream::Status::kFailed && !server_ && !peer_settings_;
+    close(refused ? Reason::kTlsHandshakeFailed : Reason::kTunnelLost,
+          tls_.error().empty() ? "the peer ended the TLS connection" : tls_.error());
     return;
   }
   if (credit_changed_) resumeBlocked();
@@ -225,6 +222,7 @@ void Tunnel::closeIfFinished() {
 void Tunnel::close(Reason reason, const std::string& detail) {
   if (!fd_) return;
   bool opened = opened_;
+  going_away_ = true;
   if (opened) {
     worker_.stats.hbone_connections.fetch_sub(1, std::memory_order_relaxed);
     if (!fatal_ && !pumping_ && tls_.output().size() == 0) {
@@ -234,11 +232,9 @@ void Tunnel::close(Reason reason, const std::string& detail) {
       pump();
       flushStage();
       tls_.close();
-      (void)tls_.output().writeTo(fd_.get());
     }
-  } else if (tls_.output().size() > 0) {
-    (void)tls_.output().writeTo(fd_.get());  // the alert
   }
+  (void)tls_.output().writeTo(fd_.get());  // as far as it goes: an alert, or the end just written
   opened_ = false;
   phase_timer_.cancel();
   worker_.loop.remove(fd_.get());

@@ -27,6 +27,7 @@ using HeaderFields = std::vector<std::pair<std::string_view, std::string_view>>;
 // run inside the HTTP/2 library: they may submit (respond, sendEnd, reset) but not send().
 class StreamHandler {
  public:
+  // Also of interim answers and trailers: the handler knows which it waits for.
   virtual void onHeader(std::string_view name, std::string_view value) = 0;
   virtual void onHeadersEnd() = 0;
   // Valid until the call that follows all frames of this turn, onTurnData().
@@ -117,7 +118,7 @@ class Tunnel : public Pollable, public Disposable {
   std::shared_ptr<Pod> pod_;
   TlsStream tls_;
   nghttp2_session* h2_ = nullptr;
-  bool going_away_ = false;
+  bool going_away_ = false, peer_settings_ = false;
 
  private:
   struct Callbacks;

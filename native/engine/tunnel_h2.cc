@@ -43,8 +43,7 @@ struct Tunnel::Callbacks {
 
   static int header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name,
                     size_t name_size, const uint8_t* value, size_t value_size, uint8_t, void*) {
-    if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat == NGHTTP2_HCAT_HEADERS)
-      return 0;  // trailers
+    if (frame->hd.type != NGHTTP2_HEADERS) return 0;
     if (auto* target = handler(session, frame->hd.stream_id)) {
       target->onHeader({reinterpret_cast<const char*>(name), name_size},
                        {reinterpret_cast<const char*>(value), value_size});
@@ -57,7 +56,7 @@ struct Tunnel::Callbacks {
     auto* target = frame->hd.stream_id != 0 ? handler(session, frame->hd.stream_id) : nullptr;
     switch (frame->hd.type) {
       case NGHTTP2_HEADERS:
-        if (target != nullptr && frame->headers.cat != NGHTTP2_HCAT_HEADERS) target->onHeadersEnd();
+        if (target != nullptr) target->onHeadersEnd();
         // The handler may have detached itself.
         target = handler(session, frame->hd.stream_id);
         [[fallthrough]];
@@ -69,6 +68,7 @@ struct Tunnel::Callbacks {
         break;
       case NGHTTP2_SETTINGS:
         tunnel->credit_changed_ = true;
+        tunnel->peer_settings_ = true;
         if (!(frame->hd.flags & NGHTTP2_FLAG_ACK)) tunnel->onSettings();
         break;
       case NGHTTP2_GOAWAY:

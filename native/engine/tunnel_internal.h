@@ -10,7 +10,7 @@ struct EngineConfig;
 // Small frames of one turn, joined into one TLS record.
 struct Tunnel::Stage {
   size_t size = 0;
-  uint8_t data[kRecordBytes];
+  uint8_t data[kRecordBytes + 1];  // and room for the record's content type
 };
 
 // An nghttp2 session with the mesh's settings and limits, its SETTINGS submitted. Returns an nghttp2 error

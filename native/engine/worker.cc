@@ -25,7 +25,6 @@ std::unique_ptr<uint8_t[]> bytes(size_t n) {
 
 Worker::Worker(Shared& shared, unsigned index)
     : receive_buffer(bytes(kTurnBytes)),
-      plain_buffer(bytes(kPlainBytes)),
       application_buffer(bytes(kTurnBytes + Tunnel::kHeadroom)),
       pool(*this),
       shared_(shared),
@@ -60,7 +59,8 @@ void Worker::stop() {
 void Worker::run() {
   namespace_ = std::make_unique<ThreadNamespace>();
   while (!stopping_) {
-    loop.turn(-1);
+    // Another worker may free the memory that credit waits for.
+    loop.turn(withheld_tunnels.empty() ? -1 : 50);
     endTurn();
   }
   closeAll();

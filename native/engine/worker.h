@@ -89,10 +89,8 @@ class Worker {
   uint64_t pingIntervalUs() const { return toUs(config().ping_interval); }
   uint64_t pingTimeoutUs() const { return toUs(config().ping_timeout); }
 
-  // Ciphertext as it came, its plaintext (a partial record may join what comes next), and one application's
-  // bytes.
-  static constexpr size_t kPlainBytes = kTurnBytes + 2 * kRecordBytes;
-  const std::unique_ptr<uint8_t[]> receive_buffer, plain_buffer, application_buffer;
+  // A tunnel's bytes as they came, decrypted in place; and one application's bytes.
+  const std::unique_ptr<uint8_t[]> receive_buffer, application_buffer;
 
   Loop loop;
   BlockPool blocks;

@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 
 #include "lab.h"
@@ -91,6 +92,7 @@ class TlsClient {
 
 class EnginePeer : public testing::Test {
  protected:
+  void SetUp() override { signal(SIGPIPE, SIG_IGN); }  // OpenSSL writes to sockets that the engine closed
   // The connection is refused and recorded with `reason` on the server's node.
   void refused(const TlsClient::Options& options, Reason reason) {
     {
