@@ -14,7 +14,7 @@ export interface AgentStatus {
   readonly problems: readonly { readonly file: string; readonly line?: number; readonly message: string }[];
 }
 
-/** Figures of 64 bits as JSON has them: counters are numbers, names and nanoseconds are decimal text. */
+/** Figures of 64 bits are decimal text in JSON. */
 type OnTheWire<T> = { readonly [K in keyof T]: T[K] extends bigint ? string : T[K] };
 export type CaptureStatusJson = OnTheWire<CaptureStatus>;
 

@@ -1,0 +1,44 @@
+import { describe, expect, it } from 'vitest';
+import { checkBpffs, checkCapabilities, checkCgroup, findCgroupRoot } from '../../src/agent/machine.ts';
+import { pinDirectoryOf, readSettings } from '../../src/agent/settings.ts';
+
+const line = (root: string, point: string, type = 'cgroup2') =>
+  `41 31 0:38 ${root} ${point} rw,relatime shared:1 - ${type} none rw`;
+
+describe('the root of cgroup2', () => {
+  it('is found among other mounts, with escapes undone', () => {
+    const info = [line('/', '/a', 'cgroup'), line('/part', '/b'), line('/', '/my\\040cgroup'), ''].join('\n');
+    expect(findCgroupRoot(info, () => true)).toBe('/my cgroup');
+  });
+  it('is not a part of it, nor what a cgroup namespace shows for one', () => {
+    expect(() => findCgroupRoot(line('/part', '/b'), () => true)).toThrow(/\/b is not the root.*--cgroup/);
+    expect(() => findCgroupRoot(line('/', '/b'), () => false)).toThrow(/\/b is not the root/);
+  });
+  it('is missed with a hint', () => {
+    expect(() => findCgroupRoot(line('/', '/a', 'cgroup'), () => true)).toThrow(/mount -t cgroup2/);
+  });
+});
+
+describe('the machine', () => {
+  it('is refused when it is not what is needed', () => {
+    expect(() => checkCgroup('/proc')).toThrow(/no directory of cgroup2/);
+    expect(() => checkCgroup('/nowhere')).toThrow(/ENOENT/);
+    expect(() => checkBpffs('/proc/x/y')).toThrow(/mount -t bpf/);
+  });
+  it('must give the capabilities, of which each that lacks is named', () => {
+    expect(() => checkCapabilities('CapEff:\t0000000000000000')).toThrow(/CAP_NET_ADMIN.*CAP_SYS_ADMIN.*CAP_BPF/);
+    expect(() => checkCapabilities('CapEff:\t0000000000201000')).not.toThrow();
+    expect(() => checkCapabilities('CapEff:\t0000008000001000')).toThrow(/lacks CAP_SYS_ADMIN \(.*\);/);
+  });
+});
+
+describe('settings', () => {
+  const raw = { manifests: 'm', bpffs: '/sys/fs/bpf', keep: false };
+  it.each([[undefined], [''], ['../x'], ['UPPER']])('refuse NODE_NAME %s', (name) => {
+    expect(() => readSettings(raw, name === undefined ? {} : { NODE_NAME: name })).toThrow(/NODE_NAME.*spec.nodeName/);
+  });
+  it('name the pins so that agents of several nodes do not meet, without dots', () => {
+    expect(pinDirectoryOf('/b', 'a.b')).toBe('/b/ebbtide-a_b');
+    expect(pinDirectoryOf('/b', 'a-b')).toBe('/b/ebbtide-a-b');
+  });
+});
