@@ -76,8 +76,8 @@ export async function startAgent(settings: AgentSettings, log: Logger): Promise<
     };
   } catch (error) {
     stopAll();
-    // What another agent pinned is not this one's to remove.
-    capture.close({ remove: false });
+    // Pods that were captured before this start stay so; otherwise the start leaves no trace.
+    capture.close({ remove: capture.adopted().length === 0 });
     throw error;
   }
 }
