@@ -32,7 +32,6 @@ struct Addon {
   std::unique_ptr<Engine> engine;
   bool started = false;
 
-  // The environment goes: no JavaScript may run any more.
   ~Addon() { halt(); }
 
   void halt() {
@@ -42,6 +41,11 @@ struct Addon {
     if (events) events->close();
   }
 };
+
+// The environment ends in order; no JavaScript may run any more.
+void haltAtCleanup(void* addon) {
+  static_cast<Addon*>(addon)->halt();
+}
 
 Addon& addonOf(const Napi::CallbackInfo& info) {
   return *info.Env().GetInstanceData<Addon>();
@@ -90,6 +94,8 @@ void create(const Napi::CallbackInfo& info) {
   static const bool registered = std::atexit(stopAtExit) == 0;
   if (!registered) throw Napi::Error::New(env, "engine: cannot register the exit handler");
   addon.events = std::make_unique<EventBridge>(env, on_access, on_certificate);
+  // Hooks run last come first, so this stops the workers before the event channel, which they call, is freed.
+  napi_add_env_cleanup_hook(env, haltAtCleanup, &addon);
   addon.engine = std::make_unique<Engine>(std::move(config), *addon.events);
   addon.started = false;
   running.store(addon.engine.get());
@@ -222,6 +228,7 @@ void stopNow(const Napi::CallbackInfo& info) {
   running.compare_exchange_strong(mine, nullptr);
   addon.engine->stopNow();
   addon.engine.reset();
+  napi_remove_env_cleanup_hook(info.Env(), haltAtCleanup, &addon);
   addon.events->finish();
   addon.events->close();
 }

@@ -12,6 +12,7 @@ const addon = require(${JSON.stringify(addon)});
 addon.create({ workers: 2, nodeName: 'n', network: '', clusterId: 'c', streamWindow: 4194304, connectionWindow: 16777216,
   frameSize: 1048576, maxStreamsPerConnection: 100, poolIdleMs: 1000 }, () => {}, () => {});
 addon.start();
+require('node:fs').writeSync(1, 'running');
 `;
 
 const ways: Record<string, { readonly body: string; readonly status: number }> = {
@@ -36,9 +37,10 @@ describe('a process with a running engine', () => {
     it(`leaves by ${name} ${runs} times without a crash`, () => {
       for (let run = 0; run < runs; run += 1) {
         const child = spawnSync(process.execPath, ['-e', prelude + way.body], { encoding: 'utf8', timeout: 20_000 });
-        expect({ status: child.status, signal: child.signal }, child.stderr).toEqual({
+        expect({ status: child.status, signal: child.signal, stdout: child.stdout }, child.stderr).toEqual({
           status: way.status,
           signal: null,
+          stdout: 'running',
         });
       }
     });
