@@ -7,6 +7,8 @@ export interface WireConnection {
   readonly client: string;
   readonly server: string;
   readonly serverPort: number;
+  /** When its first packet passed, in milliseconds since 1970. */
+  readonly startedMs: number;
   /** Bytes of payload, both directions. */
   readonly payloadBytes: number;
   /** `empty`: no payload; `tls1.3`: nothing but TLS records, TLS 1.3 negotiated; otherwise what was seen instead. */
@@ -23,6 +25,7 @@ export interface WireReport {
 }
 
 interface Stream {
+  readonly startedMs: number;
   /** Sequence number of the next byte; undefined until the first packet. */
   next: number | undefined;
   bytes: number;
@@ -35,6 +38,9 @@ interface Stream {
   early: Map<number, Buffer>;
 }
 
+/** Magic numbers of the file format, by the unit of its timestamps. */
+const MICROSECONDS = 0xa1b2c3d4;
+const NANOSECONDS = 0xa1b23c4d;
 const HEAD_LIMIT = 64 << 20;
 const EARLY_LIMIT = 4096;
 
@@ -46,7 +52,7 @@ const EARLY_LIMIT = 4096;
 export function analyseCapture(file: string, markers: readonly string[]): WireReport {
   const data = readFileSync(file);
   const magic = data.length >= 24 ? data.readUInt32LE(0) : 0;
-  if (magic !== 0xa1b2c3d4 && magic !== 0xa1b23c4d)
+  if (magic !== MICROSECONDS && magic !== NANOSECONDS)
     throw new Error(`${file} is no capture of this machine's byte order`);
   if (data.readUInt32LE(20) !== 1) throw new Error(`${file}: link type ${data.readUInt32LE(20)} is not Ethernet`);
   const streams = new Map<string, Stream>();
@@ -54,15 +60,17 @@ export function analyseCapture(file: string, markers: readonly string[]): WireRe
   const found = new Map<string, string>();
   let packets = 0;
   for (let at = 24; at + 16 <= data.length; ) {
+    const [seconds, fraction] = [data.readUInt32LE(at), data.readUInt32LE(at + 4)];
     const length = data.readUInt32LE(at + 8);
     const packet = data.subarray(at + 16, at + 16 + length);
     at += 16 + length;
     packets++;
     const segment = parseSegment(packet);
+    const atMs = seconds * 1000 + fraction / (magic === NANOSECONDS ? 1e6 : 1e3);
     if (typeof segment === 'string') {
       if (segment !== '') others.set(segment, (others.get(segment) ?? 0) + 1);
     } else {
-      addSegment(streams, segment);
+      addSegment(streams, segment, atMs);
     }
     for (const marker of markers) {
       if (!found.has(marker) && packet.includes(marker)) {
@@ -130,7 +138,7 @@ function hex(address: Buffer): string {
   return address.toString('hex').replace(/(.{4})(?=.)/g, '$1:');
 }
 
-function addSegment(streams: Map<string, Stream>, segment: Segment): void {
+function addSegment(streams: Map<string, Stream>, segment: Segment, atMs: number): void {
   const key = `${segment.from}>${segment.to}`;
   let stream = streams.get(key);
   if (stream === undefined || (segment.syn && !segment.ack && stream.bytes > 0)) {
@@ -142,7 +150,16 @@ function addSegment(streams: Map<string, Stream>, segment: Segment): void {
       if (reverse !== undefined) streams.set(`${segment.to}>${segment.from}${suffix}`, reverse);
       streams.delete(`${segment.to}>${segment.from}`);
     }
-    stream = { next: undefined, bytes: 0, chunks: [], kept: 0, gap: false, syn: false, early: new Map() };
+    stream = {
+      startedMs: atMs,
+      next: undefined,
+      bytes: 0,
+      chunks: [],
+      kept: 0,
+      gap: false,
+      syn: false,
+      early: new Map(),
+    };
     streams.set(key, stream);
   }
   if (segment.syn) {
@@ -203,6 +220,7 @@ function describe(
       client,
       server,
       serverPort: Number(server.slice(server.lastIndexOf(':') + 1)),
+      startedMs: Math.min(stream.startedMs, reverse?.startedMs ?? stream.startedMs),
       payloadBytes: stream.bytes + (reverse?.bytes ?? 0),
       protocol: protocolOf(up, down),
     });

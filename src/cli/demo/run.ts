@@ -84,6 +84,8 @@ async function show(screen: Screen, lab: Lab): Promise<World | undefined> {
   });
   if (!up || world === undefined) return world;
   const made = world;
+  // From before the mesh is there, so that the beginning of every tunnel is in it.
+  const recording = await lab.recordWire('wire');
   const meshed = await screen.step('a controller, and an agent and a proxy on each node, are ready', async () => {
     await lab.startMesh();
     return 'five processes';
@@ -91,12 +93,12 @@ async function show(screen: Screen, lab: Lab): Promise<World | undefined> {
   if (!meshed) return made;
   if (!(await screen.step('the pods of labelled namespaces are captured as they run', () => steps.enrolled(made))))
     return made;
-  const recording = await lab.recordWire('wire');
+  const capturedMs = Date.now();
   await screen.step('traffic flows between nodes by pod address, IPv4 and IPv6', () => steps.byPodAddress(made));
   await screen.step('traffic flows between nodes by Service address', () => steps.byService(made));
   await screen.step('a server that speaks first is heard', () => steps.serverSpeaksFirst(made));
   await screen.step('the wire between the nodes holds only TLS 1.3', async () =>
-    steps.onlyTls(made, await recording.stop()),
+    steps.onlyTls(made, await recording.stop(), capturedMs),
   );
   await screen.step("the server sees the client pod's own address", () => steps.clientAddress(made));
   await screen.step('an AuthorizationPolicy denies a client and cuts what it had open', () => steps.denied(made));
