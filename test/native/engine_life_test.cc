@@ -57,6 +57,7 @@ TEST(EngineLife, WaitsForTheCertificateAndAsksForIt) {
   Lab lab;
   EchoServer echo(lab.server, 8080);
   lab.one->removeCertificate(Lab::kClientUri);
+  lab.one->connections();  // asks every worker, so that they have seen the removal
   Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
   near.send("e");
   std::this_thread::sleep_for(200ms);
@@ -68,6 +69,7 @@ TEST(EngineLife, WaitsForTheCertificateAndAsksForIt) {
 TEST(EngineLife, GivesUpWithoutCertificateOrWorkload) {
   Lab lab([](EngineConfig& config) { config.local_workload_timeout = 200ms; });
   lab.one->removeCertificate(Lab::kClientUri);
+  lab.one->connections();  // asks every worker, so that they have seen the removal
   Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
   EXPECT_TRUE(near.isReset());
   EXPECT_TRUE(
@@ -75,6 +77,7 @@ TEST(EngineLife, GivesUpWithoutCertificateOrWorkload) {
   StateDelta gone;
   gone.removed_addresses = {"Kubernetes//Pod/default/client"};
   lab.one->apply(gone);
+  lab.one->connections();
   Tcp again = connectTo(lab.client, Lab::kServerIp, 8080);
   EXPECT_TRUE(again.isReset());
   EXPECT_TRUE(lab.one_events.wait(

@@ -61,6 +61,18 @@ class TlsClient {
   bool write(const std::string& data) {
     return SSL_write(ssl_, data.data(), static_cast<int>(data.size())) > 0;
   }
+  bool newKeys(bool both) {
+    return SSL_key_update(ssl_, both ? SSL_KEY_UPDATE_REQUESTED : SSL_KEY_UPDATE_NOT_REQUESTED) == 1;
+  }
+  bool readUntil(const std::string& text) {
+    std::string got;
+    char buffer[4096];
+    for (int n; (n = SSL_read(ssl_, buffer, sizeof buffer)) > 0;) {
+      got.append(buffer, static_cast<size_t>(n));
+      if (got.find(text) != std::string::npos) return true;
+    }
+    return false;
+  }
   // Reads until the server closes; true when it did within the socket's time limit.
   bool closedByServer() {
     char buffer[4096];
@@ -114,6 +126,20 @@ TEST_F(EnginePeer, AcceptsAMeshCertificate) {
   auto good = lab.authority.issue(Lab::kClientUri);
   TlsClient client(lab, {&good});
   EXPECT_TRUE(client.accepted);
+}
+
+// The record layer is the engine's own after the handshake: an OpenSSL peer must follow it through new keys.
+TEST_F(EnginePeer, FollowsNewKeysAndAnswersWithItsOwn) {
+  auto good = lab.authority.issue(Lab::kClientUri);
+  TlsClient client(lab, {&good});
+  ASSERT_TRUE(client.accepted);
+  ASSERT_TRUE(client.write("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + std::string("\0\0\0\4\0\0\0\0\0", 9)));
+  for (int i = 0; i < 5; i++) {
+    ASSERT_TRUE(client.newKeys(i % 2 == 0));
+    std::string payload = "payload" + std::to_string(i);
+    ASSERT_TRUE(client.write(std::string("\0\0\x8\6\0\0\0\0\0", 9) + payload));
+    EXPECT_TRUE(client.readUntil(payload)) << i;
+  }
 }
 
 TEST_F(EnginePeer, RefusesNoCertificate) {
