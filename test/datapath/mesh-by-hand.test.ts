@@ -10,7 +10,7 @@ it('the example of "By hand" in the README works from one shell and leaves nothi
   const before = await takeInventory();
   const readme = readFileSync(`${REPOSITORY}/README.md`, 'utf8');
   const script = /## By hand[\s\S]*?```sh\n([\s\S]*?)```/.exec(readme)?.[1] ?? '';
-  const result = await run(['bash', '-e', '-u', '-c', `cd ${REPOSITORY}\n${script}`], { timeoutMs: 45_000 });
+  const result = await run(['bash', '--norc', '-e', '-c', `cd ${REPOSITORY}\n${script}`], { timeoutMs: 45_000 });
   if (result.code !== 0) await cleanUp();
   const said = `${result.stdout}\n${result.stderr}`;
   expect(result.code, said).toBe(0);
