@@ -37,8 +37,8 @@ async function cleanUp(): Promise<void> {
     ['ip', 'netns', 'delete', 'hand-client'],
     ['ip', 'netns', 'delete', 'hand-server'],
     ['ip', 'link', 'delete', 'hand0'],
+    ['umount', '/tmp/ebbtide-hand/bpf'],
     ['rm', '-rf', '/tmp/ebbtide-hand'],
-    [process.execPath, `${REPOSITORY}/dist/main.js`, 'uninstall'],
   ]) {
     await run(argv);
   }
