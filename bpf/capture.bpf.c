@@ -54,6 +54,55 @@ static __always_inline void count_capture(__u64 cookie, int steered) {
   stats->last_ns = bpf_ktime_get_boot_ns();
 }
 
+/* Whether the pod holds as many flows as are free, the margin counted as held. */
+static __always_inline int is_crowded(struct ebb_stats* all, struct ebb_stats* stats, __u32 margin) {
+  return stats->flows + margin + all->flows >= EBB_MAX_PUBLISHED;
+}
+
+/* Whether another connection of the pod would find room. */
+static __always_inline int has_room(__u64 cookie) {
+  __u64 every = EBB_ALL_PODS;
+  struct ebb_stats* all = bpf_map_lookup_elem(&ebb_stats, &every);
+  struct ebb_stats* stats = bpf_map_lookup_elem(&ebb_stats, &cookie);
+
+  if (!all || !stats) return 0;
+  if (!is_crowded(all, stats, EBB_FLOWS_MARGIN)) return 1;
+  __sync_fetch_and_add(&stats->refused, 1);
+  return 0;
+}
+
+/* Removes a flow; who removed it counts. */
+static __always_inline void unpublish(struct ebb_tuple* key) {
+  struct ebb_flow* flow = bpf_map_lookup_elem(&ebb_flows, key);
+  __u64 every = EBB_ALL_PODS, cookie = key->cookie;
+  __u32 kind, generation;
+  struct ebb_stats* stats;
+
+  if (!flow) return;
+  kind = flow->kind;
+  generation = flow->generation;
+  if (bpf_map_delete_elem(&ebb_flows, key) || kind == EBB_KIND_INHERITED) return;
+  stats = bpf_map_lookup_elem(&ebb_stats, &every);
+  if (stats) __sync_fetch_and_add(&stats->flows, -1);
+  stats = bpf_map_lookup_elem(&ebb_stats, &cookie);
+  if (stats && stats->generation == generation) __sync_fetch_and_add(&stats->flows, -1);
+}
+
+/* Without room the connection stays unpublished: it is neither steered nor let out. */
+static __always_inline void publish(struct ebb_tuple* key, struct ebb_flow* flow) {
+  __u64 every = EBB_ALL_PODS, cookie = key->cookie;
+  struct ebb_stats* all = bpf_map_lookup_elem(&ebb_stats, &every);
+  struct ebb_stats* stats = bpf_map_lookup_elem(&ebb_stats, &cookie);
+
+  /* Of an older connection with this tuple nothing may be left. */
+  unpublish(key);
+  if (!all || !stats || is_crowded(all, stats, 0)) return;
+  flow->generation = stats->generation;
+  if (bpf_map_update_elem(&ebb_flows, key, flow, BPF_NOEXIST)) return;
+  __sync_fetch_and_add(&all->flows, 1);
+  __sync_fetch_and_add(&stats->flows, 1);
+}
+
 static __always_inline int is_tcp(struct bpf_sock_addr* ctx) {
   return ctx->type == EBB_SOCK_STREAM &&
          (ctx->protocol == EBB_IPPROTO_TCP || ctx->protocol == EBB_IPPROTO_MPTCP);
@@ -71,6 +120,7 @@ static __always_inline int decide_connect(struct bpf_sock_addr* ctx, const __u32
 
   if (!pod) return EBB_ALLOW;
   if (is_proxy()) {
+    if (!has_room(cookie)) return EBB_REFUSE;
     state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
     if (!state) return EBB_REFUSE;
     if (state->kind != EBB_KIND_CLAIM) state->kind = EBB_KIND_PROXY;
@@ -83,6 +133,7 @@ static __always_inline int decide_connect(struct bpf_sock_addr* ctx, const __u32
     return EBB_ALLOW;
   }
 
+  if (!has_room(cookie)) return EBB_REFUSE;
   hash = ebb_mix(ebb_mix(ebb_mix(address[0], address[1]), ebb_mix(address[2], address[3])), port);
   listener = ebb_find_listener(cookie, EBB_ROLE_OUTBOUND, hash);
   if (!listener) {
@@ -479,7 +530,7 @@ static __always_inline void on_connect(struct bpf_sock_ops* ctx, struct ebb_sock
     return;
   }
   watch_state(ctx);
-  bpf_map_update_elem(&ebb_flows, &key, &flow, BPF_ANY);
+  publish(&key, &flow);
   if (state->kind == EBB_KIND_OUTBOUND) count_capture(seen.cookie, 0);
 }
 
@@ -495,9 +546,9 @@ static __always_inline void on_accept(struct bpf_sock_ops* ctx, struct ebb_socke
   sockops_tuple(&key, ctx);
   if (state && state->kind == EBB_KIND_LISTENER) {
     if (state->role == EBB_ROLE_OUTBOUND) return;
-    fresh.kind = EBB_KIND_PROXY;
+    fresh.kind = EBB_KIND_ACCEPTED;
     watch_state(ctx);
-    bpf_map_update_elem(&ebb_flows, &key, &fresh, BPF_ANY);
+    publish(&key, &fresh);
     count_capture(key.cookie, 1);
     return;
   }
@@ -508,7 +559,7 @@ static __always_inline void on_accept(struct bpf_sock_ops* ctx, struct ebb_socke
   } else if (!flow && pod && (pod->flags & EBB_POD_BYPASS_INBOUND)) {
     fresh.kind = EBB_KIND_BYPASS;
     watch_state(ctx);
-    bpf_map_update_elem(&ebb_flows, &key, &fresh, BPF_ANY);
+    publish(&key, &fresh);
   }
 }
 
@@ -529,10 +580,10 @@ static __always_inline void on_close(struct bpf_sock_ops* ctx, struct ebb_socket
     reverse_tuple(&key, &seen);
     flow = bpf_map_lookup_elem(&ebb_flows, &key);
     /* The application may ask for the peer after the proxy has closed. */
-    if (flow && !flow->accepted) bpf_map_delete_elem(&ebb_flows, &key);
+    if (flow && !flow->accepted) unpublish(&key);
     return;
   }
-  bpf_map_delete_elem(&ebb_flows, &seen);
+  unpublish(&seen);
 }
 
 SEC("sockops")

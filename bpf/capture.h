@@ -18,7 +18,14 @@
 #define EBB_MAX_PODS 1024
 #define EBB_MAX_ADDRESSES 8192
 #define EBB_MAX_PROXIES 64
+/* Flows are shared by all pods, so what one pod may hold is bounded by what is free: it is refused more when
+ * it holds as many as are free. One pod gets half at most, N hostile pods leave one part of N + 1 to the
+ * others. */
 #define EBB_MAX_FLOWS 131072
+#define EBB_MAX_INHERITED 32768 /* of the flows: published by user space, bounded in the same way */
+#define EBB_MAX_PUBLISHED (EBB_MAX_FLOWS - EBB_MAX_INHERITED)
+/* connect() is refused a little earlier than publishing stops, so that a connect that is let is published. */
+#define EBB_FLOWS_MARGIN 64
 #define EBB_MAX_SLOTS 16
 #define EBB_MAX_LISTENERS 16384
 
@@ -46,10 +53,11 @@ enum ebb_kind {
   EBB_KIND_NONE = 0,
   EBB_KIND_OUTBOUND = 1,  /* a captured connect: address is the original destination */
   EBB_KIND_CLAIM = 2,     /* the proxy's dial to the application: address is the client it speaks for */
-  EBB_KIND_PROXY = 3,     /* a connection of the proxy that may leave the pod */
+  EBB_KIND_PROXY = 3,     /* a connection of the proxy that may leave the pod, from its SYN on */
   EBB_KIND_INHERITED = 4, /* open when the pod was captured */
   EBB_KIND_BYPASS = 5,    /* accepted by the application of a pod with EBB_POD_BYPASS_INBOUND */
   EBB_KIND_LISTENER = 6,  /* sockets only: a listener of the proxy, or accepted from one */
+  EBB_KIND_ACCEPTED = 7,  /* accepted by the proxy: may leave the pod, but never begins with a SYN */
 };
 
 #define EBB_UID_SIZE 64
@@ -96,7 +104,8 @@ struct ebb_flow {
   __u32 address[4];
   __u32 own[4]; /* outbound: the pod's own address of that family, zero if it has none */
   __u16 port;
-  __u16 reserved[3];
+  __u16 reserved;
+  __u32 generation; /* of the stats that count it */
 };
 EBB_ASSERT(sizeof(struct ebb_flow) == 48);
 
@@ -129,15 +138,18 @@ struct ebb_port_key {
 };
 EBB_ASSERT(sizeof(struct ebb_port_key) == 16);
 
-/* stats: cookie -> counters, changed by programs only. */
+/* stats: cookie -> counters, changed by programs only. Of the entry with cookie 0 only `flows` is used: those
+ * of all pods. */
+#define EBB_ALL_PODS 0
 struct ebb_stats {
   __u64 captured;
   __u64 steered;
   __u64 refused; /* connects refused because no listener was there */
   __u64 guard_drops;
-  __u64 last_ns;  /* CLOCK_BOOTTIME */
-  __u32 slots[4]; /* by role: highest listener slot ever used, plus one */
-  __u64 reserved;
+  __u64 last_ns;    /* CLOCK_BOOTTIME */
+  __u32 slots[4];   /* by role: highest listener slot ever used, plus one */
+  __u32 flows;      /* published by programs and not yet removed */
+  __u32 generation; /* tells entries apart that were made for the same pod one after another */
 };
 EBB_ASSERT(sizeof(struct ebb_stats) == 64);
 

@@ -14,6 +14,12 @@ const volatile __u64 pod_cookie = 0;
 #define EBB_MAX_EXTENSIONS 8
 #define TCP_FLAG_BYTE_SYN 0x02
 #define TCP_FLAG_BYTE_ACK 0x10
+/* Protocols that carry IP, and so TCP, out of sight: some nodes unpack them from any pod. */
+#define EBB_IPPROTO_IPIP 4
+#define EBB_IPPROTO_IPV6 41
+#define EBB_IPPROTO_GRE 47
+#define EBB_IPPROTO_ETHERIP 97
+#define EBB_IPPROTO_MPLS 137
 
 struct tcp_start {
   __be16 source;
@@ -60,20 +66,28 @@ static __always_inline int check_tcp(struct __sk_buff* skb, struct ebb_tuple* ke
   struct tcp_start tcp;
   struct ebb_flow* flow;
   long header;
+  int begins;
 
   if (bpf_skb_load_bytes_relative(skb, offset, &tcp, sizeof(tcp), BPF_HDR_START_NET))
     return drop(key->cookie);
   header = (tcp.offset >> 4) * 4;
   if (header < 20 || (length >= 0 && length < header)) return drop(key->cookie);
-  if (length == header && (tcp.flags & (TCP_FLAG_BYTE_SYN | TCP_FLAG_BYTE_ACK)) != TCP_FLAG_BYTE_SYN)
-    return TC_ACT_UNSPEC;
+  begins = (tcp.flags & (TCP_FLAG_BYTE_SYN | TCP_FLAG_BYTE_ACK)) == TCP_FLAG_BYTE_SYN;
+  if (length == header && !begins) return TC_ACT_UNSPEC;
   key->local_port = bpf_ntohs(tcp.source);
   key->remote_port = bpf_ntohs(tcp.dest);
   flow = bpf_map_lookup_elem(&ebb_flows, key);
-  if (flow &&
-      (flow->kind == EBB_KIND_PROXY || flow->kind == EBB_KIND_INHERITED || flow->kind == EBB_KIND_BYPASS))
-    return TC_ACT_UNSPEC;
+  if (!flow) return drop(key->cookie);
+  if (flow->kind == EBB_KIND_PROXY || flow->kind == EBB_KIND_INHERITED) return TC_ACT_UNSPEC;
+  /* Root in the pod can make a host of its own inside the pod and call the listener in any other's name: what
+   * was accepted may answer, but not begin anything. */
+  if (!begins && (flow->kind == EBB_KIND_ACCEPTED || flow->kind == EBB_KIND_BYPASS)) return TC_ACT_UNSPEC;
   return drop(key->cookie);
+}
+
+static __always_inline int hides_ip(__u8 protocol) {
+  return protocol == EBB_IPPROTO_IPIP || protocol == EBB_IPPROTO_IPV6 || protocol == EBB_IPPROTO_GRE ||
+         protocol == EBB_IPPROTO_ETHERIP || protocol == EBB_IPPROTO_MPLS;
 }
 
 static __always_inline int check_ip4(struct __sk_buff* skb, struct ebb_tuple* key) {
@@ -83,6 +97,7 @@ static __always_inline int check_ip4(struct __sk_buff* skb, struct ebb_tuple* ke
   if (bpf_skb_load_bytes_relative(skb, 0, &ip, sizeof(ip), BPF_HDR_START_NET)) return drop(key->cookie);
   header = (ip.version_ihl & 15) * 4;
   if (ip.version_ihl >> 4 != 4 || header < 20) return drop(key->cookie);
+  if (hides_ip(ip.protocol)) return drop(key->cookie);
   if (ip.protocol != EBB_IPPROTO_TCP) return TC_ACT_UNSPEC;
   if (ip.fragment & bpf_htons(0x3fff)) return drop(key->cookie);
   total = bpf_ntohs(ip.total_length);
@@ -106,6 +121,7 @@ static __always_inline int check_ip6(struct __sk_buff* skb, struct ebb_tuple* ke
   for (i = 0; i < EBB_MAX_EXTENSIONS; i++) {
     if (next == EBB_IPPROTO_TCP)
       return check_tcp(skb, key, offset, payload ? (long)payload + (long)sizeof(ip) - (long)offset : -1);
+    if (hides_ip(next)) return drop(key->cookie);
     if (next != 0 && next != 43 && next != 44 && next != 51 && next != 60) return TC_ACT_UNSPEC;
     if (bpf_skb_load_bytes_relative(skb, offset, extension, sizeof(extension), BPF_HDR_START_NET))
       return drop(key->cookie);

@@ -54,7 +54,7 @@ struct {
 
 struct {
   __uint(type, BPF_MAP_TYPE_HASH);
-  __uint(max_entries, EBB_MAX_PODS);
+  __uint(max_entries, EBB_MAX_PODS + 1);
   __type(key, __u64);
   __type(value, struct ebb_stats);
 } ebb_stats SEC(".maps");

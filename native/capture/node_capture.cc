@@ -48,6 +48,10 @@ NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKin
   for (const char* name : {"", "/maps", "/links", "/pods"}) makeDirectory(root_ + name);
   CapturePrograms loaded = loadCapture(map_directory_);
   maps_ = std::move(loaded.maps);
+  uint64_t all_pods = EBB_ALL_PODS;
+  ebb_stats none{};
+  if (bpf_map_update_elem(maps_.stats.get(), &all_pods, &none, BPF_NOEXIST) && errno != EEXIST)
+    throw CaptureError("making the counters of all pods", errno);
   forgetDeadProxies();
   adopt();
   attachCgroupPrograms(loaded.programs);

@@ -74,6 +74,7 @@ class NodeCapture {
   void writeAddresses(Pod& pod, const std::vector<Address>& addresses);
   void attachSteer(const PodSpec& spec, const Pod& pod);
   void publishInherited(const PodSpec& spec, Pod& pod);
+  void forgetInherited(const ebb_tuple& tuple);
   void pruneInherited(Pod& pod);
   void guardPod(const PodSpec& spec, Pod& pod);
   std::string podDirectory(const std::string& uid) const { return root_ + "/pods/" + uid; }

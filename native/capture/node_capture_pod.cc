@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <ctime>
 
 #include "error.h"
 #include "netlink.h"
@@ -34,6 +35,13 @@ ebb_pod describe(const PodSpec& spec) {
   }
   std::memcpy(value.uid, spec.uid.c_str(), spec.uid.size());
   return value;
+}
+
+// Differs from that of an earlier release of the same pod, whose flows may live on and count for nothing.
+uint32_t newGeneration() {
+  timespec now;
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  return static_cast<uint32_t>(now.tv_sec * 1000 + now.tv_nsec / 1000000);
 }
 
 bool tupleOrder(const ebb_tuple& a, const ebb_tuple& b) {
@@ -74,6 +82,7 @@ void NodeCapture::prepare(const PodSpec& spec) {
   pod.cookie = cookie;
 
   ebb_stats stats{};
+  stats.generation = newGeneration();
   if (bpf_map_update_elem(maps_.stats.get(), &cookie, &stats, BPF_NOEXIST) && errno != EEXIST)
     throw CaptureError("making counters for pod " + spec.uid, errno);
   writeAddresses(pod, spec.addresses);
@@ -98,19 +107,32 @@ void NodeCapture::attachSteer(const PodSpec& spec, const Pod& pod) {
 void NodeCapture::publishInherited(const PodSpec& spec, Pod& pod) {
   ebb_flow flow{};
   flow.kind = EBB_KIND_INHERITED;
+  size_t inherited = 0;
+  for (auto& [uid, each] : pods_) inherited += each.inherited.size();
   for (const ebb_tuple& tuple : openConnections(spec.netns_fd, pod.cookie)) {
     Address local{tuple.local[0], tuple.local[1], tuple.local[2], tuple.local[3]};
     Address remote{tuple.remote[0], tuple.remote[1], tuple.remote[2], tuple.remote[3]};
     if (isLoopback(local) || isLoopback(remote)) continue;
     if (std::find(pod.addresses.begin(), pod.addresses.end(), remote) != pod.addresses.end()) continue;
+    // A pod may have opened any number before it was enrolled. What finds no room is cut by the guard.
+    if (pod.inherited.size() + inherited >= EBB_MAX_INHERITED) return;
     // What a program published already is no inherited connection.
     if (bpf_map_update_elem(maps_.flows.get(), &tuple, &flow, BPF_NOEXIST)) {
       if (errno == EEXIST) continue;
+      if (errno == E2BIG) return;
       throw CaptureError("listing the open connections of pod " + spec.uid, errno);
     }
     pod.inherited.push_back(tuple);
+    inherited++;
   }
   if (!pod.inherited.empty() && !pod.netns) pod.netns = Fd(fcntl(spec.netns_fd, F_DUPFD_CLOEXEC, 3));
+}
+
+// A later connection of the same tuple belongs to the programs, which count it.
+void NodeCapture::forgetInherited(const ebb_tuple& tuple) {
+  ebb_flow flow;
+  if (!bpf_map_lookup_elem(maps_.flows.get(), &tuple, &flow) && flow.kind == EBB_KIND_INHERITED)
+    bpf_map_delete_elem(maps_.flows.get(), &tuple);
 }
 
 void NodeCapture::pruneInherited(Pod& pod) {
@@ -123,7 +145,7 @@ void NodeCapture::pruneInherited(Pod& pod) {
   std::sort(open.begin(), open.end(), tupleOrder);
   std::erase_if(pod.inherited, [&](const ebb_tuple& tuple) {
     if (std::binary_search(open.begin(), open.end(), tuple, tupleOrder)) return false;
-    bpf_map_delete_elem(maps_.flows.get(), &tuple);
+    forgetInherited(tuple);
     return true;
   });
   if (pod.inherited.empty()) pod.netns.reset();
@@ -176,7 +198,7 @@ void NodeCapture::release(const std::string& uid) {
   Pod& pod = found->second;
   std::string directory = podDirectory(uid);
   removeGuards(directory);
-  for (const ebb_tuple& tuple : pod.inherited) bpf_map_delete_elem(maps_.flows.get(), &tuple);
+  for (const ebb_tuple& tuple : pod.inherited) forgetInherited(tuple);
   if (bpf_map_delete_elem(maps_.pods.get(), &pod.cookie) && errno != ENOENT)
     throw CaptureError("releasing pod " + uid, errno);
   removePins(directory);

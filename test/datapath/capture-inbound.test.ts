@@ -96,7 +96,8 @@ describe('a captured pod', () => {
   it('has loopback to itself, 127.128/9 and the numbers of the mesh included', async () => {
     for (const [address, port] of [
       ['127.0.0.1', 8085],
-      ['127.128.1.1', 15001],
+      ['127.0.0.1', 15001],
+      ['127.128.1.1', 8085],
       ['127.0.0.1', 15006],
       ['::1', 15008],
     ] as const) {

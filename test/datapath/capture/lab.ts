@@ -201,12 +201,14 @@ export class CaptureLab {
   }
 
   /** The stand-in's listeners in a pod, trusted by the agent that has prepared the pod. */
-  async startProxy(capture: Capture, pod: LabPod, workers = 2): Promise<Peer> {
+  async startProxy(capture: Capture, pod: LabPod, workers = 2, any = '::'): Promise<Peer> {
     // Stopped before its first instruction, so that it is trusted before it binds.
     const gate = join(this.directory, `gate-${Math.random().toString(36).slice(2)}`);
     run('mkfifo', gate);
     const script = 'read -r _ < "$1"; shift; exec "$@"';
-    const proxy = this.keep(new Peer(['sh', '-c', script, 'sh', gate, this.peer, 'proxy', pod.path, `${workers}`]));
+    const proxy = this.keep(
+      new Peer(['sh', '-c', script, 'sh', gate, this.peer, 'proxy', pod.path, `${workers}`, any]),
+    );
     capture.trustProxy(proxy.process.pid as number);
     run('sh', '-c', `echo go > ${gate}`);
     await proxy.next((line) => 'ready' in line);

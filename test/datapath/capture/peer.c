@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/io_uring.h>
@@ -11,11 +12,14 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -140,7 +144,7 @@ static void dial(const char* client, int client_port, const char* ip, int port) 
 }
 
 // Never returns but at the end of standard input.
-static int run_proxy(const char* netns, int workers) {
+static int run_proxy(const char* netns, int workers, const char* any) {
   static const int ports[] = {15001, 15008, 15006};
   static const char* const roles[] = {"outbound", "hbone", "plaintext"};
   struct pollfd fds[64];
@@ -150,7 +154,7 @@ static int run_proxy(const char* netns, int workers) {
   fds[0] = (struct pollfd){0, POLLIN, 0};
   printf("{\"ready\":[");
   for (int i = 0; i < 3 * workers; i++) {
-    int listener = listen_on("::", ports[i % 3], 0);
+    int listener = listen_on(any, ports[i % 3], 0);
     printf("%s\"%s\"", i ? "," : "", local_name(listener));
     fds[count++] = (struct pollfd){listener, POLLIN, 0};
   }
@@ -421,12 +425,131 @@ static int run_sniff(int port, int milliseconds) {
   return 0;
 }
 
+// flood ADDRESS COUNT: as many connects to different destinations as it is let, without waiting for any;
+// holds them until the end of standard input. ADDRESS is the first of the destinations. Several processes
+// share the work, because the number of descriptors is bounded for each.
+static int run_flood(const char* address, int count) {
+  enum { kEach = 16000 };
+  struct rlimit files = {kEach + 64, kEach + 64};
+  int pipes[2], sums[3] = {0}, workers = (count + kEach - 1) / kEach;
+  if (setrlimit(RLIMIT_NOFILE, &files) || pipe(pipes)) die("setrlimit");
+  for (int worker = 0; worker < workers; worker++) {
+    if (fork()) continue;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    int results[3] = {0};  // begun, refused, failed
+    for (int i = worker * kEach; i < count && i < (worker + 1) * kEach; i++) {
+      struct sockaddr_storage to;
+      socklen_t n = parse(&to, address, 1 + i % 50000);
+      int fd = socket(to.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+      unsigned char* last = to.ss_family == AF_INET ? (void*)&((struct sockaddr_in*)&to)->sin_addr
+                                                    : &((struct sockaddr_in6*)&to)->sin6_addr.s6_addr[12];
+      last[1] += i >> 16;
+      last[2] += i >> 8;
+      last[3] += i;
+      int error = connect(fd, (void*)&to, n) ? errno : EINPROGRESS;
+      results[error == EINPROGRESS ? 0 : error == EPERM ? 1 : 2]++;
+      if (error != EINPROGRESS) close(fd);
+    }
+    if (write(pipes[1], results, sizeof(results)) < 0) return 1;
+    for (;;) pause();
+  }
+  for (int worker = 0; worker < workers; worker++) {
+    int results[3];
+    if (read(pipes[0], results, sizeof(results)) != sizeof(results)) die("read");
+    for (int i = 0; i < 3; i++) sums[i] += results[i];
+  }
+  printf("{\"begun\":%d,\"refused\":%d,\"failed\":%d}\n", sums[0], sums[1], sums[2]);
+  fflush(stdout);
+  while (getchar() != EOF) continue;
+  return 0;
+}
+
+// many ADDRESS PORT COUNT: opens connections, then for each line of standard input sends one byte on each and
+// waits for its echo; prints how many came back.
+static int run_many(const char* address, int port, int count) {
+  struct rlimit files = {count + 64, count + 64};
+  int* fds = calloc(count, sizeof(int));
+  struct timeval timeout = {8, 0};
+  setrlimit(RLIMIT_NOFILE, &files);
+  for (int i = 0; i < count; i++) {
+    struct sockaddr_storage to;
+    socklen_t n = parse(&to, address, port);
+    fds[i] = socket(to.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    setsockopt(fds[i], SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout));
+    if (connect(fds[i], (void*)&to, n)) die("connect");
+  }
+  printf("{\"connected\":%d}\n", count);
+  fflush(stdout);
+  for (int c = getchar(); c != EOF; c = getchar()) {
+    int echoed = 0;
+    char byte = 'x';
+    for (int i = 0; i < count; i++)
+      if (send(fds[i], &byte, 1, MSG_NOSIGNAL) != 1) fds[i] = -1;
+    for (int i = 0; i < count; i++) echoed += fds[i] >= 0 && recv(fds[i], &byte, 1, 0) == 1;
+    printf("{\"echoed\":%d}\n", echoed);
+    fflush(stdout);
+  }
+  return 0;
+}
+
+// echo ADDRESS PORT: gives every connection back what it sends.
+static _Noreturn void run_echo(const char* ip, int port) {
+  static struct pollfd fds[8192];
+  int count = 1;
+  struct rlimit files = {8300, 8300};
+  setrlimit(RLIMIT_NOFILE, &files);
+  fds[0] = (struct pollfd){listen_on(ip, port, 0), POLLIN, 0};
+  printf("{\"ready\":true}\n");
+  fflush(stdout);
+  for (;;) {
+    char data[512];
+    poll(fds, count, -1);
+    if (fds[0].revents && count < 8192) {
+      int c = accept4(fds[0].fd, 0, 0, SOCK_CLOEXEC);
+      if (c >= 0) fds[count++] = (struct pollfd){c, POLLIN, 0};
+    }
+    for (int i = 1; i < count; i++) {
+      if (!fds[i].revents) continue;
+      ssize_t n = recv(fds[i].fd, data, sizeof(data), MSG_DONTWAIT);
+      if (n > 0) send(fds[i].fd, data, n, MSG_NOSIGNAL);
+      if (n > 0 || (n < 0 && errno == EAGAIN)) continue;
+      close(fds[i].fd);
+      fds[i--] = fds[--count];
+    }
+  }
+}
+
+// tcx INTERFACE: another program of the kind that network plugins attach: it accepts every packet.
+static int run_tcx(const char* interface) {
+  struct bpf_insn accept[] = {{.code = BPF_ALU64 | BPF_MOV | BPF_K, .imm = 0}, {.code = BPF_JMP | BPF_EXIT}};
+  union bpf_attr attr = {.prog_type = BPF_PROG_TYPE_SCHED_CLS};
+  attr.insns = (unsigned long)accept;
+  attr.insn_cnt = 2;
+  attr.license = (unsigned long)"GPL";
+  int program = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof(attr));
+  if (program < 0) die("BPF_PROG_LOAD");
+  memset(&attr, 0, sizeof(attr));
+  attr.link_create.prog_fd = program;
+  attr.link_create.target_ifindex = if_nametoindex(interface);
+  attr.link_create.attach_type = 46;  // BPF_TCX_INGRESS
+  if (syscall(SYS_bpf, BPF_LINK_CREATE, &attr, sizeof(attr)) < 0) die("BPF_LINK_CREATE");
+  printf("{\"ready\":true}\n");
+  fflush(stdout);
+  while (getchar() != EOF) continue;
+  return 0;
+}
+
 int main(int argc, char** argv) {
-  if (argc >= 4 && !strcmp(argv[1], "proxy")) return run_proxy(argv[2], atoi(argv[3]));
+  if (argc >= 4 && !strcmp(argv[1], "proxy"))
+    return run_proxy(argv[2], atoi(argv[3]), argc > 4 ? argv[4] : "::");
   if (argc >= 4 && !strcmp(argv[1], "serve")) run_server(argv[2], atoi(argv[3]), argc > 4);
   if (argc >= 4 && !strcmp(argv[1], "connect")) return run_connect(argc, argv);
   if (argc >= 8 && !strcmp(argv[1], "raw")) return run_raw(argv);
   if (argc >= 4 && !strcmp(argv[1], "sniff")) return run_sniff(atoi(argv[2]), atoi(argv[3]));
+  if (argc >= 4 && !strcmp(argv[1], "flood")) return run_flood(argv[2], atoi(argv[3]));
+  if (argc >= 3 && !strcmp(argv[1], "tcx")) return run_tcx(argv[2]);
+  if (argc >= 5 && !strcmp(argv[1], "many")) return run_many(argv[2], atoi(argv[3]), atoi(argv[4]));
+  if (argc >= 4 && !strcmp(argv[1], "echo")) run_echo(argv[2], atoi(argv[3]));
   fprintf(stderr, "peer: see the source for what can be done\n");
   return 2;
 }
