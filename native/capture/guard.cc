@@ -14,6 +14,7 @@ namespace ebbtide::capture {
 namespace {
 
 constexpr auto kTcxIngress = static_cast<bpf_attach_type>(46);  // BPF_TCX_INGRESS, Linux 6.6
+constexpr uint32_t kBefore = 1 << 3;                            // BPF_F_BEFORE: of nothing means of all
 constexpr const char* kLinkPrefix = "guard-";
 constexpr const char* kClassicPrefix = "guardtc-";
 // Filter of ours on a clsact qdisc that others use as well.
@@ -87,7 +88,12 @@ void attachGuard(const std::string& directory, int interface_index, int program_
     return updateLink(link.get(), program_fd, path);
   if (link) removeLink(path);
   if (kind == GuardKind::kAutomatic) {
-    Fd fresh(bpf_link_create(program_fd, interface_index, kTcxIngress, nullptr));
+    // First, because a network plugin's program that is already there accepts packets, and the rest is not
+    // run.
+    bpf_link_create_opts options{};
+    options.sz = sizeof(options);
+    options.flags = kBefore;
+    Fd fresh(bpf_link_create(program_fd, interface_index, kTcxIngress, &options));
     if (fresh) return pin(fresh.get(), path);
     if (errno != EINVAL && errno != EOPNOTSUPP) throw CaptureError("attaching the guard by tcx", errno);
   }
