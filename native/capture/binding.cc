@@ -3,6 +3,7 @@
 #include <napi.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <memory>
 
 #include "error.h"
@@ -39,7 +40,11 @@ std::string text(const Napi::Object& object, const char* name) {
 
 int integer(const Napi::Value& value, const char* name) {
   if (!value.IsNumber()) throw Napi::TypeError::New(value.Env(), std::string(name) + " must be a number");
-  return value.As<Napi::Number>().Int32Value();
+  double number = value.As<Napi::Number>().DoubleValue();
+  // Anything else would be cut to some other descriptor or process, NaN to 0.
+  if (!(number >= 0 && number <= INT32_MAX) || number != static_cast<int>(number))
+    throw Napi::TypeError::New(value.Env(), std::string(name) + " must be a whole number of 31 bits");
+  return static_cast<int>(number);
 }
 
 PodSpec podSpec(const Napi::Value& value) {

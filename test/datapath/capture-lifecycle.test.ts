@@ -229,6 +229,10 @@ describe('the capture', () => {
       expect(() => capture.prepare({ ...pod.pod, addresses: ['10.0.0.256'] })).toThrow(/not an IP address/);
       expect(() => capture.prepare({ ...pod.pod, uid: '../../etc' })).toThrow(/cannot name pins/);
       expect(() => capture.trustProxy(4_000_000)).toThrow(/No such process/);
+      for (const number of [Number.NaN, -1, 2 ** 32 + own, 1.5]) {
+        expect(() => closeFd(number)).toThrow(/whole number/);
+        expect(() => capture.trustProxy(number)).toThrow(/whole number/);
+      }
       expect(() => openNetns('/proc/self/ns/mnt')).toThrow(/not of the network kind/);
       capture.prepare(pod.pod);
       expect(() => capture.prepare({ ...pod.pod, uid: 'other' })).toThrow(/belongs to pod uid-a/);
