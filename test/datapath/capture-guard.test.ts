@@ -51,7 +51,7 @@ for (const classicGuard of [false, true]) {
         expect(dial).toMatchObject({ ok: true, answer: expect.stringMatching(/^app /) });
       }
       expect(lab.runOutside('connect', 'fd31::2', '80').answer).toMatch(/^proxy plaintext /);
-      expect(server.lines.length).toBe(3);
+      await expect.poll(() => server.lines.length).toBe(3);
       expect(capture.status()[0]?.guardDrops).toBe(0n);
     });
 
