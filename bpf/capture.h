@@ -100,7 +100,9 @@ EBB_ASSERT(sizeof(struct ebb_tuple) == 48);
 
 struct ebb_flow {
   __u32 kind;
-  __u32 accepted; /* claims: the application's side is established and will remove the entry */
+  /* Claims: the application's side is established and will remove the entry. Inherited: its SYN was answered.
+   */
+  __u32 accepted;
   __u32 address[4];
   __u32 own[4]; /* outbound: the pod's own address of that family, zero if it has none */
   __u16 port;

@@ -78,7 +78,9 @@ static __always_inline int check_tcp(struct __sk_buff* skb, struct ebb_tuple* ke
   key->remote_port = bpf_ntohs(tcp.dest);
   flow = bpf_map_lookup_elem(&ebb_flows, key);
   if (!flow) return drop(key->cookie);
-  if (flow->kind == EBB_KIND_PROXY || flow->kind == EBB_KIND_INHERITED) return TC_ACT_UNSPEC;
+  if (flow->kind == EBB_KIND_PROXY) return TC_ACT_UNSPEC;
+  /* A tuple that outlives its connection, or one made up with TCP_REPAIR, begins nothing either. */
+  if (flow->kind == EBB_KIND_INHERITED && !(begins && flow->accepted)) return TC_ACT_UNSPEC;
   /* Root in the pod can make a host of its own inside the pod and call the listener in any other's name: what
    * was accepted may answer, but not begin anything. */
   if (!begins && (flow->kind == EBB_KIND_ACCEPTED || flow->kind == EBB_KIND_BYPASS)) return TC_ACT_UNSPEC;

@@ -118,7 +118,7 @@ PodInterface readInterface(const nlmsghdr* message, int host_id) {
   return result;
 }
 
-ebb_tuple readConnection(const inet_diag_msg* message, uint64_t cookie) {
+Connection readConnection(const inet_diag_msg* message, uint64_t cookie) {
   ebb_tuple tuple{};
   tuple.cookie = cookie;
   auto copy = [&](uint32_t* to, const uint32_t* from) {
@@ -130,7 +130,7 @@ ebb_tuple readConnection(const inet_diag_msg* message, uint64_t cookie) {
   copy(tuple.remote, message->id.idiag_dst);
   tuple.local_port = ntohs(message->id.idiag_sport);
   tuple.remote_port = ntohs(message->id.idiag_dport);
-  return tuple;
+  return {tuple, message->idiag_state != TCP_SYN_SENT};
 }
 
 }  // namespace
@@ -155,8 +155,8 @@ std::vector<PodInterface> podInterfaces(int netns_fd, int host_netns_fd) {
   return interfaces;
 }
 
-std::vector<ebb_tuple> openConnections(int netns_fd, uint64_t cookie) {
-  std::vector<ebb_tuple> connections;
+std::vector<Connection> openConnections(int netns_fd, uint64_t cookie) {
+  std::vector<Connection> connections;
   inNetns(netns_fd, [&] {
     Fd fd = openNetlink(NETLINK_SOCK_DIAG);
     for (uint8_t family : {AF_INET, AF_INET6}) {

@@ -22,7 +22,12 @@ struct PodInterface {
 // Interfaces of the pod but loopback. `host_netns_fd` is the namespace in which the other ends should be.
 std::vector<PodInterface> podInterfaces(int netns_fd, int host_netns_fd);
 
+struct Connection {
+  ebb_tuple tuple;
+  bool answered;  // past SYN_SENT
+};
+
 // TCP connections of the namespace in any state between SYN_SENT and CLOSING; the cookie is filled in.
-std::vector<ebb_tuple> openConnections(int netns_fd, uint64_t cookie);
+std::vector<Connection> openConnections(int netns_fd, uint64_t cookie);
 
 }  // namespace ebbtide::capture

@@ -109,7 +109,8 @@ void NodeCapture::publishInherited(const PodSpec& spec, Pod& pod) {
   flow.kind = EBB_KIND_INHERITED;
   size_t inherited = 0;
   for (auto& [uid, each] : pods_) inherited += each.inherited.size();
-  for (const ebb_tuple& tuple : openConnections(spec.netns_fd, pod.cookie)) {
+  for (const auto& [tuple, answered] : openConnections(spec.netns_fd, pod.cookie)) {
+    flow.accepted = answered;
     Address local{tuple.local[0], tuple.local[1], tuple.local[2], tuple.local[3]};
     Address remote{tuple.remote[0], tuple.remote[1], tuple.remote[2], tuple.remote[3]};
     if (isLoopback(local) || isLoopback(remote)) continue;
@@ -141,7 +142,8 @@ void NodeCapture::pruneInherited(Pod& pod) {
     return;
   }
   if (!pod.netns) return;  // adopted, and the agent has not shown the namespace yet
-  std::vector<ebb_tuple> open = openConnections(pod.netns.get(), pod.cookie);
+  std::vector<ebb_tuple> open;
+  for (const Connection& each : openConnections(pod.netns.get(), pod.cookie)) open.push_back(each.tuple);
   std::sort(open.begin(), open.end(), tupleOrder);
   std::erase_if(pod.inherited, [&](const ebb_tuple& tuple) {
     if (std::binary_search(open.begin(), open.end(), tuple, tupleOrder)) return false;
