@@ -1,5 +1,5 @@
-// The engine as the binding sees it: start, give pods, certificates and mesh state, read counters and events, stop.
-// All public functions are called on one thread (JavaScript's) unless they say otherwise.
+// The engine as the binding sees it: start, give pods, certificates and mesh state, read counters and events,
+// stop. All public functions are called on one thread (JavaScript's) unless they say otherwise.
 #pragma once
 
 #include <chrono>
@@ -49,7 +49,8 @@ struct AccessRecord {
   Reason reason = Reason::kNone;
   std::string detail;  // policy name, TLS error text, errno text
   SocketAddress source, destination;
-  std::string hbone_address;  // dst.hbone_addr: next hop (outbound) or CONNECT authority (inbound), "" if plain
+  std::string
+      hbone_address;  // dst.hbone_addr: next hop (outbound) or CONNECT authority (inbound), "" if plain
   WorkloadPtr source_workload, destination_workload;
   ServicePtr service;
   std::string source_identity, destination_identity;  // SPIFFE URIs, "" unless mutual TLS
@@ -89,8 +90,8 @@ class Engine {
 
   void start();
 
-  // Opens the pod's three listeners per worker in its network namespace. Throws std::runtime_error with errno text.
-  // The same uid with the same netns is no change; with another netns the old one is drained at once.
+  // Opens the pod's three listeners per worker in its network namespace. Throws std::runtime_error with errno
+  // text. The same uid with the same netns is no change; with another netns the old one is drained at once.
   void addPod(LocalPod pod);
   // Closes listeners and connections of the pod. Unknown uid is no error.
   void removePod(const std::string& uid);
@@ -104,8 +105,8 @@ class Engine {
   std::vector<ConnectionInfo> connections() const;
   EngineStats stats() const;
 
-  // Stops accepting, sends GOAWAY; `done` is called (on a worker thread) when the last connection ended or the deadline
-  // passed. The engine is then ready for stopNow().
+  // Stops accepting, sends GOAWAY; `done` is called (on a worker thread) when the last connection ended or
+  // the deadline passed. The engine is then ready for stopNow().
   void drain(std::chrono::milliseconds deadline, std::function<void()> done);
   // Idempotent, joins all threads, safe in atexit and from any JavaScript exit path.
   void stopNow();

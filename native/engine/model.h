@@ -1,5 +1,5 @@
-// What the engine knows of the mesh: addresses, workloads, services, policies. Plain immutable values; field meanings
-// are those of WDS (workload.proto) and authorization.proto. No napi.h, no sockets.
+// What the engine knows of the mesh: addresses, workloads, services, policies. Plain immutable values; field
+// meanings are those of WDS (workload.proto) and authorization.proto. No napi.h, no sockets.
 #pragma once
 
 #include <array>
@@ -15,7 +15,8 @@
 
 namespace ebbtide {
 
-// An IPv4 or IPv6 address. IPv4-mapped IPv6 (::ffff:a.b.c.d) is always stored as IPv4, so equal addresses compare equal.
+// An IPv4 or IPv6 address. IPv4-mapped IPv6 (::ffff:a.b.c.d) is always stored as IPv4, so equal addresses
+// compare equal.
 struct IpAddress {
   bool v4 = true;
   std::array<uint8_t, 16> bytes{};  // network order; an IPv4 address uses the first four, the rest are zero
@@ -88,7 +89,8 @@ struct Workload {
   std::string service_account;
   std::optional<GatewayAddress> waypoint, network_gateway;
   std::string node;
-  std::string canonical_name, canonical_revision, workload_name, workload_type;  // type: deployment|cronjob|pod|job
+  std::string canonical_name, canonical_revision, workload_name,
+      workload_type;  // type: deployment|cronjob|pod|job
   bool application_tunnel_proxy = false;
   std::optional<uint16_t> application_tunnel_port;
   bool has_application_tunnel = false;
@@ -154,8 +156,8 @@ struct PolicyMatch {
   Attribute<Cidr> source_ips, destination_ips;
   Attribute<uint16_t> destination_ports;
   Attribute<ServiceAccountMatch> service_accounts;
-  // An element of the message could not be understood. A DENY then matches more (the element is taken as matching),
-  // an ALLOW less (the match never matches): fail closed, unlike silently dropping the element.
+  // An element of the message could not be understood. A DENY then matches more (the element is taken as
+  // matching), an ALLOW less (the match never matches): fail closed, unlike silently dropping the element.
   bool malformed = false;
 };
 

@@ -1,5 +1,5 @@
-// Why a connection ended or was refused. One enumeration for log, metric, HTTP status and hint; never reorder, TypeScript
-// reads the names by index (reasonName).
+// Why a connection ended or was refused. One enumeration for log, metric, HTTP status and hint; never
+// reorder, TypeScript reads the names by index (reasonName).
 #pragma once
 
 #include <cstdint>
@@ -7,23 +7,23 @@
 namespace ebbtide {
 
 enum class Reason : uint8_t {
-  kNone,                    // ended as its two ends wanted
-  kPolicyDenied,            // a DENY policy matched
-  kPolicyNoAllow,           // ALLOW policies exist, none matched
-  kPolicyUnknown,           // the workload names a policy that has not been received: refused
-  kPolicyChanged,           // was allowed, is not any more: cut
-  kUnknownLocalWorkload,    // the pod's own workload did not arrive from the control plane in time
-  kNoCertificate,           // the pod's own certificate could not be had in time
-  kNoHealthyEndpoint,       // service without usable endpoint, or port not defined
-  kConnectRefused,          // TCP RST from the next hop
-  kConnectTimeout,          // next hop did not answer
-  kConnectFailed,           // any other connect error
-  kTlsHandshakeFailed,      // alert, bad chain, expired, wrong version
+  kNone,                  // ended as its two ends wanted
+  kPolicyDenied,          // a DENY policy matched
+  kPolicyNoAllow,         // ALLOW policies exist, none matched
+  kPolicyUnknown,         // the workload names a policy that has not been received: refused
+  kPolicyChanged,         // was allowed, is not any more: cut
+  kUnknownLocalWorkload,  // the pod's own workload did not arrive from the control plane in time
+  kNoCertificate,         // the pod's own certificate could not be had in time
+  kNoHealthyEndpoint,     // service without usable endpoint, or port not defined
+  kConnectRefused,        // TCP RST from the next hop
+  kConnectTimeout,        // next hop did not answer
+  kConnectFailed,         // any other connect error
+  kTlsHandshakeFailed,    // alert, bad chain, expired, wrong version
   kTlsHandshakeTimeout,
-  kPeerIdentityMismatch,    // server certificate does not hold an expected identity
-  kPeerUntrusted,           // client certificate missing, untrusted, or of another trust domain
-  kH2HandshakeFailed,       // ALPN not h2, bad preface, SETTINGS
-  kConnectRejected,         // CONNECT answered with another status than 200
+  kPeerIdentityMismatch,  // server certificate does not hold an expected identity
+  kPeerUntrusted,         // client certificate missing, untrusted, or of another trust domain
+  kH2HandshakeFailed,     // ALPN not h2, bad preface, SETTINGS
+  kConnectRejected,       // CONNECT answered with another status than 200
   kConnectResponseTimeout,
   kBadRequest,              // not CONNECT, or authority without host or port
   kAuthorityNotLocal,       // CONNECT to an address that is not this pod's
@@ -41,7 +41,8 @@ enum class Reason : uint8_t {
 const char* reasonName(Reason reason);
 // What an operator can do about it, one sentence; "" for kNone.
 const char* reasonHint(Reason reason);
-// Istio's response_flags value: "-", "DENY", "CONNECT", "TLS_FAILURE", "H2_HANDSHAKE_FAILURE", "IDENTITY_ERROR".
+// Istio's response_flags value: "-", "DENY", "CONNECT", "TLS_FAILURE", "H2_HANDSHAKE_FAILURE",
+// "IDENTITY_ERROR".
 const char* reasonResponseFlag(Reason reason);
 
 }  // namespace ebbtide

@@ -1,5 +1,6 @@
-// Load of the benchmark: ping-pong, connection rate, and many idle connections. One program, the first argument says which
-// part it plays. Addresses are IPv4 or IPv6 literals. Results are one JSON object on standard output.
+// Load of the benchmark: ping-pong, connection rate, and many idle connections. One program, the first
+// argument says which part it plays. Addresses are IPv4 or IPv6 literals. Results are one JSON object on
+// standard output.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -19,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static void die(const char *what) {
+static void die(const char* what) {
   fprintf(stderr, "%s: %s\n", what, strerror(errno));
   exit(1);
 }
@@ -30,9 +31,9 @@ static uint64_t now_ns(void) {
   return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static struct addrinfo *resolve(const char *host, const char *port) {
+static struct addrinfo* resolve(const char* host, const char* port) {
   struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};
-  struct addrinfo *result = NULL;
+  struct addrinfo* result = NULL;
   int error = getaddrinfo(host, port, &hints, &result);
   if (error != 0) {
     fprintf(stderr, "%s %s: %s\n", host, port, gai_strerror(error));
@@ -41,7 +42,7 @@ static struct addrinfo *resolve(const char *host, const char *port) {
   return result;
 }
 
-static int dial(const struct addrinfo *to) {
+static int dial(const struct addrinfo* to) {
   int fd = socket(to->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) return -1;
   int on = 1;
@@ -63,7 +64,7 @@ static int listen_on(int port) {
   setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   struct sockaddr_in6 address = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port)};
-  if (bind(fd, (struct sockaddr *)&address, sizeof address) != 0) die("bind");
+  if (bind(fd, (struct sockaddr*)&address, sizeof address) != 0) die("bind");
   if (listen(fd, 4096) != 0) die("listen");
   return fd;
 }
@@ -94,8 +95,8 @@ static _Noreturn void serve_echo(int port) {
 }
 
 // One byte in, one byte out, then this side closes first, so that no client port waits.
-static _Noreturn void *close_first(void *argument) {
-  int listener = *(int *)argument;
+static _Noreturn void* close_first(void* argument) {
+  int listener = *(int*)argument;
   for (;;) {
     int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     if (fd < 0) continue;
@@ -116,16 +117,16 @@ static _Noreturn void serve_close_first(int port, int threads) {
   close_first(&listener);
 }
 
-static int compare(const void *a, const void *b) {
-  uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+static int compare(const void* a, const void* b) {
+  uint32_t x = *(const uint32_t*)a, y = *(const uint32_t*)b;
   return x < y ? -1 : x > y;
 }
 
-static int ping(const struct addrinfo *to, double seconds) {
+static int ping(const struct addrinfo* to, double seconds) {
   int fd = dial(to);
   if (fd < 0) die("connect");
   size_t capacity = 1 << 22, count = 0;
-  uint32_t *times = malloc(capacity * sizeof *times);
+  uint32_t* times = malloc(capacity * sizeof *times);
   if (times == NULL) die("malloc");
   char byte = 'x';
   for (int i = 0; i < 200; i++)
@@ -144,14 +145,14 @@ static int ping(const struct addrinfo *to, double seconds) {
 }
 
 struct rate {
-  const struct addrinfo *to;
+  const struct addrinfo* to;
   uint64_t end;
   uint64_t done, failed;
   int error;
 };
 
-static void *connect_often(void *argument) {
-  struct rate *rate = argument;
+static void* connect_often(void* argument) {
+  struct rate* rate = argument;
   while (now_ns() < rate->end) {
     int fd = dial(rate->to);
     char byte = 'x';
@@ -167,9 +168,9 @@ static void *connect_often(void *argument) {
   return NULL;
 }
 
-static int connection_rate(const struct addrinfo *to, double seconds, int clients) {
-  struct rate *rates = calloc((size_t)clients, sizeof *rates);
-  pthread_t *threads = calloc((size_t)clients, sizeof *threads);
+static int connection_rate(const struct addrinfo* to, double seconds, int clients) {
+  struct rate* rates = calloc((size_t)clients, sizeof *rates);
+  pthread_t* threads = calloc((size_t)clients, sizeof *threads);
   if (rates == NULL || threads == NULL) die("calloc");
   uint64_t start = now_ns();
   for (int i = 0; i < clients; i++) {
@@ -185,14 +186,15 @@ static int connection_rate(const struct addrinfo *to, double seconds, int client
     if (rates[i].error != 0) error = rates[i].error;
   }
   double elapsed = (double)(now_ns() - start) / 1e9;
-  printf("{\"per_second\": %.1f, \"done\": %llu, \"failed\": %llu, \"error\": \"%s\"}\n", (double)done / elapsed,
-         (unsigned long long)done, (unsigned long long)failed, error == 0 ? "" : strerror(error));
+  printf("{\"per_second\": %.1f, \"done\": %llu, \"failed\": %llu, \"error\": \"%s\"}\n",
+         (double)done / elapsed, (unsigned long long)done, (unsigned long long)failed,
+         error == 0 ? "" : strerror(error));
   return 0;
 }
 
 // Opens connections, exchanges one byte on each, prints how many are open, and holds them until it is killed.
-static int hold(const struct addrinfo *to, int count) {
-  int *fds = calloc((size_t)count, sizeof *fds);
+static int hold(const struct addrinfo* to, int count) {
+  int* fds = calloc((size_t)count, sizeof *fds);
   if (fds == NULL) die("calloc");
   int opened = 0;
   for (; opened < count; opened++) {
@@ -209,14 +211,14 @@ static int hold(const struct addrinfo *to, int count) {
   return 0;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);
   struct rlimit limit;
   if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
   }
-  const char *part = argc > 1 ? argv[1] : "";
+  const char* part = argc > 1 ? argv[1] : "";
   if (strcmp(part, "echo") == 0 && argc == 3) serve_echo(atoi(argv[2]));
   if (strcmp(part, "close-first") == 0 && argc == 4) serve_close_first(atoi(argv[2]), atoi(argv[3]));
   if (strcmp(part, "ping") == 0 && argc == 5) return ping(resolve(argv[2], argv[3]), atof(argv[4]));
@@ -224,7 +226,8 @@ int main(int argc, char **argv) {
     return connection_rate(resolve(argv[2], argv[3]), atof(argv[4]), atoi(argv[5]));
   if (strcmp(part, "hold") == 0 && argc == 5) return hold(resolve(argv[2], argv[3]), atoi(argv[4]));
   fprintf(stderr,
-          "usage: traffic echo PORT | close-first PORT THREADS | ping HOST PORT SECONDS | rate HOST PORT SECONDS CLIENTS | "
+          "usage: traffic echo PORT | close-first PORT THREADS | ping HOST PORT SECONDS | rate HOST PORT "
+          "SECONDS CLIENTS | "
           "hold HOST PORT COUNT\n");
   return 2;
 }
