@@ -56,7 +56,9 @@ static __always_inline void count_capture(__u64 cookie, int steered) {
 
 /* Whether the pod holds as many flows as are free, the margin counted as held. */
 static __always_inline int is_crowded(struct ebb_stats* all, struct ebb_stats* stats, __u32 margin) {
-  return stats->flows + margin + all->flows >= EBB_MAX_PUBLISHED;
+  __s32 own = stats->flows, total = all->flows;
+
+  return own + (__s32)margin + total >= EBB_MAX_PUBLISHED;
 }
 
 /* Whether another connection of the pod would find room. */

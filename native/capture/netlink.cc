@@ -172,9 +172,11 @@ std::vector<Connection> openConnections(int netns_fd, uint64_t cookie) {
                                      1u << TCP_LAST_ACK | 1u << TCP_CLOSING;
       ask(fd.get(), &request, sizeof(request), true, "listing the connections of a pod",
           [&](const nlmsghdr* message) {
-            if (message->nlmsg_type == SOCK_DIAG_BY_FAMILY)
-              connections.push_back(
-                  readConnection(static_cast<const inet_diag_msg*>(NLMSG_DATA(message)), cookie));
+            if (message->nlmsg_type != SOCK_DIAG_BY_FAMILY) return;
+            auto* found = static_cast<const inet_diag_msg*>(NLMSG_DATA(message));
+            // Closed by its process, its end acknowledged: nothing will be sent any more.
+            if (found->idiag_state == TCP_FIN_WAIT2 && found->idiag_inode == 0) return;
+            connections.push_back(readConnection(found, cookie));
           });
     }
   });

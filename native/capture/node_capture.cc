@@ -124,6 +124,7 @@ void NodeCapture::adopt() {
         pod.addresses.push_back(
             {address.address[0], address.address[1], address.address[2], address.address[3]});
   }
+  forgetUnknown();
   std::map<uint64_t, std::vector<ebb_tuple>> inherited;
   if (!pods_.empty()) collectInherited(inherited);
   std::vector<std::string> gone;
@@ -145,6 +146,29 @@ void NodeCapture::adopt() {
   // Pins without a map entry are what a process left that ended between two steps.
   for (const std::string& uid : listDirectory(root_ + "/pods"))
     if (!pods_.contains(uid)) removePins(podDirectory(uid));
+}
+
+// Addresses and counters that a process left which ended in the middle of prepare or release.
+void NodeCapture::forgetUnknown() {
+  auto known = [&](uint64_t cookie) {
+    return std::any_of(pods_.begin(), pods_.end(), [&](auto& each) { return each.second.cookie == cookie; });
+  };
+  std::vector<ebb_address_key> addresses;
+  ebb_address_key address, next_address;
+  for (int error = bpf_map_get_next_key(maps_.addresses.get(), nullptr, &next_address); !error;
+       error = bpf_map_get_next_key(maps_.addresses.get(), &address, &next_address)) {
+    address = next_address;
+    if (!known(address.cookie)) addresses.push_back(address);
+  }
+  for (const ebb_address_key& each : addresses) bpf_map_delete_elem(maps_.addresses.get(), &each);
+  std::vector<uint64_t> counters;
+  uint64_t cookie, next;
+  for (int error = bpf_map_get_next_key(maps_.stats.get(), nullptr, &next); !error;
+       error = bpf_map_get_next_key(maps_.stats.get(), &cookie, &next)) {
+    cookie = next;
+    if (cookie != EBB_ALL_PODS && !known(cookie)) counters.push_back(cookie);
+  }
+  for (uint64_t each : counters) bpf_map_delete_elem(maps_.stats.get(), &each);
 }
 
 void NodeCapture::adoptPod(const std::string& uid, Pod& pod) {

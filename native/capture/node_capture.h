@@ -69,6 +69,7 @@ class NodeCapture {
   void attachCgroupPrograms(const std::vector<CgroupProgram>& programs);
   void forgetDeadProxies();
   void adopt();
+  void forgetUnknown();
   void adoptPod(const std::string& uid, Pod& pod);
   void collectInherited(std::map<uint64_t, std::vector<ebb_tuple>>& by_cookie);
   void writeAddresses(Pod& pod, const std::vector<Address>& addresses);

@@ -20,12 +20,12 @@ describe('root in a captured pod', () => {
   });
   afterEach(async () => await lab?.remove());
 
-  /** Flows of all pods: as the programs count them, and as there are. */
+  /** Flows of all pods but inherited ones: as the programs count them, and as there are. */
   function flows(): { counted: number; present: number } {
     const maps = `${lab.pinDirectory('agent')}/v1/maps`;
     const all = run('bpftool', '-j', 'map', 'lookup', 'pinned', `${maps}/ebb_stats`, 'key', ...Array(8).fill('0'));
     const counted = (JSON.parse(all) as { formatted: { value: { flows: number } } }).formatted.value.flows;
-    const script = `bpftool map dump pinned ${maps}/ebb_flows | grep -c '"kind":'; true`;
+    const script = `bpftool map dump pinned ${maps}/ebb_flows | grep '"kind":' | grep -vc '"kind": 4'; true`;
     return { counted, present: Number(run('sh', '-c', script)) };
   }
 
@@ -118,6 +118,45 @@ describe('root in a captured pod', () => {
     expect(await handmade(later)).toBe(0);
     capture.release(later.pod.uid);
     expect(await handmade(later)).toBe(3);
+  });
+
+  it('is counted right under load, also when released and taken again meanwhile', async () => {
+    const maps = `${lab.pinDirectory('agent')}/v1/maps`;
+    const held = () => run('sh', '-c', `bpftool map dump pinned ${maps}/ebb_stats | grep -o '"flows": [0-9]*'; true`);
+    const load = () => [
+      ...[OUTSIDE.ip4, OUTSIDE.ip6].map((address) => pod.start('many', address, '80', '200')),
+      ...pod.pod.addresses.map((address) => lab.keep(new Peer(lab.outside('many', address, '80', '200')))),
+    ];
+    for (let round = 0; round < 3; round++) {
+      const clients = load();
+      for (const client of clients) await client.next((line) => line.connected === 200, 0, 20_000);
+      // The stand-in ends connections by and by, so the two are not read at one moment.
+      await expect
+        .poll(() => ((now) => now.present > 0 && now.counted - now.present)(flows()), { timeout: 10_000 })
+        .toBe(0);
+      if (round === 1) {
+        capture.release(pod.pod.uid);
+        capture.activate(pod.pod);
+      }
+      for (const client of clients) await client.stop();
+    }
+    await proxy.stop();
+    await expect.poll(flows, { timeout: 20_000, interval: 500 }).toEqual({ counted: 0, present: 0 });
+    expect(held().trim().split('\n')).toEqual(['"flows": 0', '"flows": 0']);
+  });
+
+  it('does not leave by a namespace of its own that it gives its interface', async () => {
+    const nested = lab.addNamespace('nest', '10.231.9.8', 'fd31:9::8');
+    run('ip', '-n', pod.netns, 'link', 'set', 'eth0', 'netns', nested, 'name', 'eth5');
+    run('ip', '-n', nested, 'link', 'delete', 'eth0');
+    run('ip', '-n', nested, 'address', 'add', '10.231.0.2/24', 'dev', 'eth5');
+    run('ip', '-n', nested, 'link', 'set', 'eth5', 'up');
+    const server = await lab.startOutside('serve', '0.0.0.0', '8088');
+    const argv = ['nsenter', `--net=/var/run/netns/${nested}`, lab.peer, 'connect', OUTSIDE.ip4, '8088'];
+    const client = lab.keep(new Peer(argv));
+    expect((await client.next((line) => 'ok' in line)).ok).toBe(false);
+    expect(server.lines).toHaveLength(1);
+    expect(capture.status()[0]?.guardDrops).toBeGreaterThan(0n);
   });
 
   it('does not reach a listener of its own by a capture address', async () => {
