@@ -14,7 +14,7 @@ export function controllerCommand(): Command {
     const log = createLogger('controller');
     try {
       const settings = readSettings(options);
-      const source = manifestSource(settings.manifests, log);
+      const source = manifestSource(settings.manifests, settings.data, log);
       const stopped = new Promise<string>((resolve) => {
         for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => resolve(signal));
       });

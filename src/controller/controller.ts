@@ -12,6 +12,7 @@ import { loadRoot } from './root.js';
 import { renewingCredentials, serverNames } from './server-certificate.js';
 import type { ControllerSettings } from './settings.js';
 import { NodeTokens } from './tokens.js';
+import { isTerminal } from './workloads.js';
 import { XdsServer } from './xds.js';
 
 /** Where objects come from. */
@@ -193,12 +194,12 @@ function bind(server: Server, target: string, credentials: Parameters<Server['bi
 const placeKey = (node: string, namespace: string, serviceAccount: string): string =>
   `${node}/${namespace}/${serviceAccount}`;
 
-/** Which service accounts have a pod on which node; a failed pod runs nothing. */
+/** Which service accounts have a pod on which node; a pod that has ended runs nothing. */
 function schedule(objects: ClusterObjects): Set<string> {
   const places = new Set<string>();
   for (const pod of objects.pods) {
     const node = pod.spec?.nodeName;
-    if (node === undefined || node === '' || pod.status?.phase === 'Failed') continue;
+    if (node === undefined || node === '' || isTerminal(pod)) continue;
     places.add(placeKey(node, namespaceOf(pod), serviceAccountOf(pod)));
   }
   return places;

@@ -2,7 +2,10 @@
 import { isIP } from 'node:net';
 
 export type Path = readonly (string | number)[];
-export type Report = (path: Path, message: string) => void;
+/** What a wrong type can be taken for without a doubt: the text as it was written, or the number that a text spells. */
+export type Remedy = 'text' | 'number';
+/** @param remedy given where the value may be taken for something else instead of refusing it */
+export type Report = (path: Path, message: string, remedy?: Remedy) => void;
 /** Looks at a value; says what is wrong by `report`. Values that are absent are not shown to a check. */
 export type Check = (value: unknown, path: Path, report: Report) => void;
 
@@ -18,8 +21,12 @@ function typed(type: 'string' | 'number' | 'boolean', hint = ''): Check {
 }
 
 const string = typed('string');
-/** What YAML easily takes for a number. */
-const quoted = typed('string', '; put it in quotes');
+/** What YAML easily takes for a number or a boolean; what was meant is the text that was written. */
+const quoted: Check = (value, path, report) => {
+  if (typeof value === 'string') return;
+  const remedy = typeof value === 'number' || typeof value === 'boolean' ? 'text' : undefined;
+  report(path, `must be a string, is ${nameOfType(value)}; put it in quotes`, remedy);
+};
 const boolean = typed('boolean');
 
 const matching =
@@ -43,7 +50,9 @@ const dnsLabel = matching(
 const uid = matching(/^[A-Za-z0-9_-]{1,64}$/, 'a UID of letters, digits, "-" and "_"');
 
 const port: Check = (value, path, report) => {
-  if (!Number.isInteger(value) || Number(value) < 1 || Number(value) > 65535) {
+  if (typeof value === 'string' && /^[1-9]\d{0,4}$/.test(value) && Number(value) <= 65535) {
+    report(path, `must be a number, is a string (${JSON.stringify(value)}); leave out the quotes`, 'number');
+  } else if (!Number.isInteger(value) || Number(value) < 1 || Number(value) > 65535) {
     report(path, `must be a port from 1 to 65535, is ${JSON.stringify(value)}`);
   }
 };
@@ -204,6 +213,24 @@ export const CHECKS: Readonly<Record<string, Check | undefined>> = {
   'security.istio.io/AuthorizationPolicy': authorizationPolicy,
   'security.istio.io/PeerAuthentication': peerAuthentication,
 };
+
+/** Kinds that protect something, or whose name no other group has: told about where they are of a group that we do not read. */
+const TELLTALE: readonly string[] = ['AuthorizationPolicy', 'PeerAuthentication', 'EndpointSlice'];
+
+/** Why an object that is not read should have been, maybe; undefined where it is none of our business. */
+export function explainUnread(group: string, kind: string): string | undefined {
+  if (TELLTALE.includes(kind)) {
+    const known = Object.keys(CHECKS).find((name) => name.endsWith(`/${kind}`));
+    return `${kind} of group ${JSON.stringify(group)} is not read and has no effect; ours is ${known}`;
+  }
+  if (group === 'security.istio.io') return `${kind} is not supported and has no effect`;
+  return undefined;
+}
+
+/** Whether a text that cannot be read as YAML may have held what protects something. */
+export function mayHoldPolicy(text: string): boolean {
+  return /security\.istio\.io|AuthorizationPolic|PeerAuthentic/i.test(text);
+}
 
 /** `metadata.labels` as one reads it; list indices in brackets. */
 export function formatPath(path: Path): string {

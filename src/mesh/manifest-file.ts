@@ -1,7 +1,7 @@
 /** Reads the text of one manifest file: YAML or JSON, several documents, `kind: List`. Pure. */
-import { type Document, isNode, LineCounter, parseAllDocuments } from 'yaml';
+import { type Document, isNode, isScalar, LineCounter, parseAllDocuments } from 'yaml';
 import { derivedUid } from './kubernetes.js';
-import { CHECKS, formatPath, type Path } from './manifest-checks.js';
+import { CHECKS, explainUnread, formatPath, type Path, type Remedy } from './manifest-checks.js';
 
 /** An object of a kind that we read, checked. */
 export interface ManifestObject {
@@ -24,7 +24,12 @@ export interface FileProblem {
 
 /** Either all objects of the file or what is wrong with it: half a file is never taken. */
 export type ParsedFile =
-  | { readonly ok: true; readonly objects: readonly ManifestObject[] }
+  | {
+      readonly ok: true;
+      readonly objects: readonly ManifestObject[];
+      /** What was taken as it was meant, or is of a kind that has no effect. */
+      readonly warnings: readonly FileProblem[];
+    }
   | { readonly ok: false; readonly problems: readonly [FileProblem, ...FileProblem[]] };
 
 /** Problems beyond this many in one file are not told. */
@@ -41,15 +46,18 @@ export function parseManifest(text: string): ParsedFile {
     reader.problems.push({ message: error instanceof Error ? error.message : String(error) });
   }
   const [first, ...others] = reader.problems;
-  if (first === undefined) return { ok: true, objects: reader.objects };
+  if (first === undefined) {
+    return { ok: true, objects: reader.objects, warnings: reader.warnings.slice(0, MAX_PROBLEMS) };
+  }
   return { ok: false, problems: [first, ...others.slice(0, MAX_PROBLEMS - 1)] };
 }
 
 class Reader {
   readonly problems: FileProblem[] = [];
+  readonly warnings: FileProblem[] = [];
   readonly objects: ManifestObject[] = [];
   readonly #lines = new LineCounter();
-  readonly #keys = new Map<string, number>();
+  readonly #keys = new Map<string, ManifestObject>();
 
   read(text: string): void {
     if (text.includes('\0')) {
@@ -90,10 +98,21 @@ class Reader {
     }
     const group = apiVersion.includes('/') ? apiVersion.slice(0, apiVersion.indexOf('/')) : '';
     const check = Object.hasOwn(CHECKS, `${group}/${kind}`) ? CHECKS[`${group}/${kind}`] : undefined;
-    if (check === undefined) return;
+    if (check === undefined) {
+      const message = explainUnread(group, kind);
+      if (message !== undefined) this.warnings.push({ ...this.#position(document, at), message });
+      return;
+    }
     const before = this.problems.length;
-    check(value, [], (path, message) => {
-      this.#problem(document, [...at, ...path], `${kind}: ${formatPath(path) || 'object'} ${message}`, false);
+    check(value, [], (path, message, remedy) => {
+      const told = `${kind}: ${formatPath(path) || 'object'} ${message}`;
+      const meant = remedy === undefined ? undefined : this.#meant(document, [...at, ...path], remedy);
+      if (meant === undefined) this.#problem(document, [...at, ...path], told, false);
+      else {
+        setAt(value, path, meant);
+        const position = this.#position(document, [...at, ...path]);
+        this.warnings.push({ ...position, message: `${told}; it is taken for ${JSON.stringify(meant)}` });
+      }
     });
     if (this.problems.length > before) return;
     this.#add(`${group}/${kind}`, kind, value as Mutable, document, at);
@@ -108,11 +127,25 @@ class Reader {
     const line = this.#position(document, at)?.line ?? 1;
     const earlier = this.#keys.get(key);
     if (earlier !== undefined) {
-      this.#problem(document, at, `${key} is in this file already, on line ${earlier}`, false);
+      if (JSON.stringify(earlier.object) === JSON.stringify(object)) return;
+      this.#problem(
+        document,
+        at,
+        `${key} is in this file already, on line ${earlier.line}, and is not the same`,
+        false,
+      );
       return;
     }
-    this.#keys.set(key, line);
-    this.objects.push({ kind, key, line, object });
+    const entry = { kind, key, line, object };
+    this.#keys.set(key, entry);
+    this.objects.push(entry);
+  }
+
+  /** What was meant by a scalar of the wrong type: 1.10 is "1.10" and never "1.1". */
+  #meant(document: Document, at: Path, remedy: Remedy): string | number | undefined {
+    const node: unknown = document.getIn(at, true);
+    if (!isScalar(node)) return undefined;
+    return remedy === 'number' ? Number(node.value) : node.source;
   }
 
   #problem(document: Document, at: Path, message: string, withPath = true): void {
@@ -136,6 +169,14 @@ class Reader {
 
 interface Mutable {
   metadata: { name: string; namespace?: string; uid?: string };
+}
+
+/** Replaces what is at a path that is there. */
+function setAt(root: unknown, path: Path, value: string | number): void {
+  let parent = root as Record<string | number, unknown>;
+  for (const step of path.slice(0, -1)) parent = parent[step] as Record<string | number, unknown>;
+  const last = path.at(-1);
+  if (last !== undefined) parent[last] = value;
 }
 
 /** Drops fields that are null, as the API server does; null in a list stays, and is refused by the checks. */

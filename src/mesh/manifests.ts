@@ -3,11 +3,17 @@ import { closeSync, type FSWatcher, fstatSync, openSync, readFileSync, watch } f
 import { join } from 'node:path';
 import type { ObjectSet } from './kubernetes.js';
 import type { Logger } from './log.js';
-import { type ManifestObject, parseManifest } from './manifest-file.js';
+import { mayHoldPolicy } from './manifest-checks.js';
+import { type ManifestObject, type ParsedFile, parseManifest } from './manifest-file.js';
 import { type ListedFile, type Listing, listFolder, signatureOf } from './manifest-folder.js';
 
-/** Something wrong with the folder or a file of it; what was read before stays in force. */
+/** Something wrong with the folder or a file of it. */
 export interface ManifestProblem {
+  /**
+   * `unread`: the file cannot be read, what was read of it before stays in force. `duplicate`: an object is in two files and
+   * differs, the first file's is in force. `warning`: the file is in force, taken as it was meant.
+   */
+  readonly severity: 'unread' | 'duplicate' | 'warning';
   readonly file: string;
   /** Line and column from 1, where known. */
   readonly line?: number;
@@ -20,7 +26,7 @@ export interface ManifestListener {
   onChange(objects: ObjectSet): void;
   /** Called when a problem appears; see {@link ManifestSource.problems} for those that are there. */
   onProblem?(problem: ManifestProblem): void;
-  /** Called when the last problem is gone. */
+  /** Called when the last file that could not be read is mended or gone. */
   onMended?(): void;
 }
 
@@ -41,6 +47,10 @@ interface KnownFile {
   signature: string;
   objects: readonly ManifestObject[];
   problems: readonly ManifestProblem[];
+  /** The text that `objects` are of; undefined where no text of the file was ever good. */
+  text: string | undefined;
+  /** It never was good, and may hold what protects something. */
+  holdsPolicy: boolean;
   missingSince: number | undefined;
 }
 
@@ -57,7 +67,7 @@ const FIELDS = {
 /**
  * Reads all manifests of a folder and follows its changes. A file with a mistake is reported with its place and its last
  * good state stays; a folder that vanishes, or is replaced by an empty one, leaves everything as it was. Of two files that
- * hold the same object the first by name wins.
+ * hold the same object the first by name wins, and nothing is said where they agree.
  */
 export class ManifestSource {
   readonly #directory: string;
@@ -68,6 +78,8 @@ export class ManifestSource {
   #places = new WeakMap<object, string>();
   #order: readonly object[] = [];
   #problems = new Map<string, ManifestProblem>();
+  #unreadableFolders: readonly string[] = [];
+  readonly #remembered: ReadonlyMap<string, string>;
   #rootInode = '';
   #timer: NodeJS.Timeout | undefined;
   #rescan: NodeJS.Timeout | undefined;
@@ -75,7 +87,14 @@ export class ManifestSource {
   #watchFailed = false;
   #stopped = false;
 
-  constructor(directory: string, log: Logger, listener: ManifestListener) {
+  /** @param remembered texts that were good in an earlier run, by path: in force for files that cannot be read at the start */
+  constructor(
+    directory: string,
+    log: Logger,
+    listener: ManifestListener,
+    remembered: ReadonlyMap<string, string> = new Map(),
+  ) {
+    this.#remembered = remembered;
     this.#directory = directory;
     this.#log = log;
     this.#listener = listener;
@@ -108,9 +127,25 @@ export class ManifestSource {
     this.#watchers.clear();
   }
 
-  /** What is wrong now. While this is not empty, an object that is not there may be in a file that cannot be read. */
+  /** What is wrong now. */
   problems(): ManifestProblem[] {
     return [...this.#problems.values()];
+  }
+
+  /** False while something cannot be read: an object that is not there may be in it. */
+  get complete(): boolean {
+    return !this.problems().some(({ severity }) => severity === 'unread');
+  }
+
+  /** The texts in force, by path, to be remembered for the next run. */
+  texts(): Map<string, string> {
+    return new Map([...this.#files].flatMap(([path, { text }]) => (text === undefined ? [] : [[path, text]])));
+  }
+
+  /** Files and folders of which no good state is known, and which may hold what protects something. */
+  unknownPolicies(): string[] {
+    const files = [...this.#files].filter(([, { holdsPolicy }]) => holdsPolicy).map(([path]) => path);
+    return [...files, ...this.#unreadableFolders].map((path) => join(this.#directory, path));
   }
 
   /** `FILE:LINE` where an object was read from. */
@@ -148,7 +183,7 @@ export class ManifestSource {
   }
 
   #folderProblem(message: string): ManifestProblem {
-    return { file: this.#directory, message };
+    return { severity: 'unread', file: this.#directory, message };
   }
 
   #take(listing: Listing, first: boolean): void {
@@ -159,7 +194,11 @@ export class ManifestSource {
       if (listing.files.has(path) || isWithin(path, listing.unreadable)) known.missingSince = undefined;
       else this.#miss(path, known);
     }
+    this.#unreadableFolders = [...listing.unreadable.keys()].filter(
+      (path) => ![...this.#files.keys()].some((file) => file === path || file.startsWith(`${path}/`)),
+    );
     const problems: ManifestProblem[] = [...listing.unreadable].map(([path, message]) => ({
+      severity: 'unread',
       file: join(this.#directory, path),
       message,
     }));
@@ -176,7 +215,14 @@ export class ManifestSource {
       return;
     }
     const name = join(this.#directory, file.path);
-    const next = known ?? { signature: '', objects: [], problems: [], missingSince: undefined };
+    const next = known ?? {
+      signature: '',
+      objects: [],
+      problems: [],
+      text: undefined,
+      holdsPolicy: false,
+      missingSince: undefined,
+    };
     this.#files.set(file.path, next);
     try {
       const text = readWhole(name, file.signature);
@@ -185,21 +231,46 @@ export class ManifestSource {
         return;
       }
       next.signature = file.signature;
+      if (text.trim() === '') this.#recall(next, file.path, name);
       if (text.trim() === '' && next.objects.length > 0) {
         // What truncates a file before writing it anew leaves it like this for a moment, or for long if it dies.
-        next.problems = [{ file: name, message: 'is empty; what it held stays until the file is removed or written' }];
+        next.problems = [
+          {
+            severity: 'unread',
+            file: name,
+            message: 'is empty; what it held stays until the file is removed or written',
+          },
+        ];
         return;
       }
       const parsed = parseManifest(text);
-      if (parsed.ok) {
-        next.objects = this.#same(next.objects, parsed.objects);
-        next.problems = [];
-        for (const { object, line } of next.objects) this.#places.set(object, `${name}:${line}`);
-      } else next.problems = parsed.problems.map((problem) => ({ file: name, ...problem }));
+      if (parsed.ok) this.#believe(next, name, text, parsed);
+      else {
+        this.#recall(next, file.path, name);
+        next.problems = parsed.problems.map((problem) => ({ severity: 'unread', file: name, ...problem }));
+        next.holdsPolicy = next.text === undefined && mayHoldPolicy(text);
+      }
     } catch (error) {
       // Gone in the meantime, or not readable: the signature stays old, so it is tried again with each look.
-      next.problems = [{ file: name, message: (error as Error).message }];
+      this.#recall(next, file.path, name);
+      next.problems = [{ severity: 'unread', file: name, message: (error as Error).message }];
+      next.holdsPolicy = next.text === undefined && (error as NodeJS.ErrnoException).code !== 'ENOENT';
     }
+  }
+
+  /** Takes what an earlier run knew of a file of which nothing good is known in this one. */
+  #recall(file: KnownFile, path: string, name: string): void {
+    const text = file.text === undefined ? this.#remembered.get(path) : undefined;
+    const parsed = text === undefined ? undefined : parseManifest(text);
+    if (text !== undefined && parsed?.ok) this.#believe(file, name, text, parsed);
+  }
+
+  #believe(file: KnownFile, name: string, text: string, parsed: ParsedFile & { readonly ok: true }): void {
+    file.text = text;
+    file.holdsPolicy = false;
+    file.objects = this.#same(file.objects, parsed.objects);
+    file.problems = parsed.warnings.map((warning) => ({ severity: 'warning', file: name, ...warning }));
+    for (const { object, line } of file.objects) this.#places.set(object, `${name}:${line}`);
   }
 
   #miss(path: string, known: KnownFile): void {
@@ -229,7 +300,7 @@ export class ManifestSource {
       authorizationPolicies: [],
       peerAuthentications: [],
     };
-    const owners = new Map<string, { readonly path: string; readonly missing: boolean }>();
+    const owners = new Map<string, { readonly path: string; readonly object: object }>();
     // A file that is missing comes last: it may have been renamed to one that is there.
     const files = [...this.#files].sort(
       ([left, a], [right, b]) =>
@@ -240,14 +311,15 @@ export class ManifestSource {
       for (const { key, kind, line, object } of file.objects) {
         const owner = owners.get(key);
         if (owner === undefined) {
-          owners.set(key, { path, missing: file.missingSince !== undefined });
+          owners.set(key, { path, object });
           lists[FIELDS[kind as keyof typeof FIELDS]].push(object);
-        } else if (file.missingSince === undefined) {
+        } else if (file.missingSince === undefined && JSON.stringify(object) !== JSON.stringify(owner.object)) {
           const winner = join(this.#directory, owner.path);
           problems.push({
+            severity: 'duplicate',
             file: join(this.#directory, path),
             line,
-            message: `${key} is in ${winner} already, which wins; remove one of the two`,
+            message: `${key} is in ${winner} already and is not the same there; that one is in force, remove one of the two`,
           });
         }
       }
@@ -263,17 +335,21 @@ export class ManifestSource {
 
   #report(problems: readonly ManifestProblem[]): void {
     const before = this.#problems;
+    const wasComplete = this.complete;
     this.#problems = new Map(problems.map((problem) => [JSON.stringify(problem), problem]));
     for (const [key, problem] of this.#problems) {
       if (before.has(key)) continue;
-      this.#log.warn({ event: 'manifest_problem', ...problem }, 'a manifest is not used; its last good state stays');
+      const fields = { event: 'manifest_problem', ...problem };
+      const told = `${placeOf(problem)}: ${problem.message}`;
+      if (problem.severity === 'unread') this.#log.error(fields, `${told}; what was read of it before stays in force`);
+      else this.#log.warn(fields, told);
       this.#listener.onProblem?.(problem);
     }
     for (const [key, problem] of before) {
       if (!this.#problems.has(key))
         this.#log.info({ event: 'manifest_problem_gone', ...problem }, 'a manifest is mended');
     }
-    if (before.size > 0 && this.#problems.size === 0) this.#listener.onMended?.();
+    if (!wasComplete && this.complete) this.#listener.onMended?.();
   }
 
   #watch(listing: Listing): void {
@@ -308,6 +384,11 @@ export class ManifestSource {
     for (const { watcher } of this.#watchers.values()) watcher.close();
     this.#watchers.clear();
   }
+}
+
+/** `FILE:LINE:COLUMN`, as compilers say it and editors read it. */
+function placeOf({ file, line, column }: ManifestProblem): string {
+  return [file, line, column].filter((part) => part !== undefined).join(':');
 }
 
 function isWithin(path: string, directories: ReadonlyMap<string, string>): boolean {

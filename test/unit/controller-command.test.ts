@@ -121,15 +121,42 @@ test('a bad file is reported with its place and leaves what was; mended, it coun
   expect(summary(await stream.nextAcked())).toEqual(['-shop/deny']);
 });
 
-test('with a bad file from the start it does not serve before that is mended', async () => {
+test('at the very first start a policy that cannot be read refuses everything, until it is mended', async () => {
   write('nodes.yaml', NODES);
-  write('policy.yaml', 'kind: [');
+  write('policy.yaml', 'kind: [AuthorizationPolicy');
   run();
-  await event('waiting_for_manifests');
-  await new Promise((resolve) => setTimeout(resolve, 300));
-  expect(events('listening')).toEqual([]);
+  await event('refusing_all');
+  const stream = await open();
+  stream.subscribe(AUTHORIZATION);
+  expect(summary(await stream.nextAcked())).toEqual(['+istio-system/ebbtide-unreadable-manifest']);
   write('policy.yaml', DENY);
+  const mended = [...summary(await stream.nextAcked()), ...summary(await stream.nextAcked())];
+  expect(mended).toEqual(['+shop/deny', '-istio-system/ebbtide-unreadable-manifest']);
+});
+
+test('a bad file that holds no policy keeps nothing from being served', async () => {
+  write('nodes.yaml', NODES);
+  write('other.yaml', 'kind: [');
+  run();
+  const stream = await open();
+  stream.subscribe(AUTHORIZATION);
+  expect(summary(await stream.nextAcked())).toEqual([]);
+  expect(events('manifest_problem')[0]).toMatchObject({ line: 1, msg: expect.stringMatching(/other\.yaml:1:\d+: /) });
+});
+
+test('a policy stays in force over a restart with its file broken', async () => {
+  write('nodes.yaml', NODES);
+  write('policy.yaml', DENY);
+  run();
   await event('listening');
+  child.kill('SIGTERM');
+  await once(child, 'exit');
+  write('policy.yaml', 'kind: [AuthorizationPolicy');
+  lines = [];
+  run();
+  const stream = await open();
+  stream.subscribe(AUTHORIZATION);
+  expect(summary(await stream.nextAcked())).toEqual(['+shop/deny']);
 });
 
 test.each(['SIGTERM', 'SIGINT'] as const)('%s ends it cleanly, with a stream open', async (signal) => {
@@ -141,14 +168,6 @@ test.each(['SIGTERM', 'SIGINT'] as const)('%s ends it cleanly, with a stream ope
   child.kill(signal);
   expect(await once(child, 'exit')).toEqual([0, null]);
   expect(events('stopped')).toHaveLength(1);
-});
-
-test('SIGTERM ends it while it waits for its manifests', async () => {
-  write('policy.yaml', 'kind: [');
-  run();
-  await event('waiting_for_manifests');
-  child.kill('SIGTERM');
-  expect(await once(child, 'exit')).toEqual([0, null]);
 });
 
 test.each([

@@ -69,7 +69,7 @@ describe('the text of a manifest', () => {
     ['syntax', 'apiVersion: v1\nkind: [Pod\n', 3, /flow/i],
     ['duplicate field', 'apiVersion: v1\nkind: Pod\nkind: Pod\n', 3, /unique/i],
     ['no name', 'apiVersion: v1\nkind: Pod\nmetadata:\n  namespace: a\n', 4, /metadata has no name/],
-    ['label not quoted', `${namespace('a')}    n: 12\n`, 7, /must be a string, is a number; put it in quotes/],
+    ['label that is a list', `${namespace('a')}    n: [12]\n`, 7, /must be a string, is a list; put it in quotes/],
     [
       'port',
       'apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  ports:\n  - port: 70000\n',
@@ -91,12 +91,6 @@ describe('the text of a manifest', () => {
       /serviceAccountName/,
     ],
     [
-      'port of a policy as a number',
-      'apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec:\n  rules:\n  - to:\n    - operation:\n        ports: [80]\n',
-      8,
-      /quotes/,
-    ],
-    [
       'empty rule',
       'apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec:\n  rules:\n  -\n',
       6,
@@ -109,7 +103,7 @@ describe('the text of a manifest', () => {
       6,
       /must be a mapping/,
     ],
-    ['twice in one file', `${namespace('a')}---\n${namespace('a')}`, 8, /already, on line 1/],
+    ['twice in one file', `${namespace('a')}---\n${namespace('a', 'none')}`, 8, /already, on line 1.*not the same/],
     ['unknown alias', 'a: *nothing\n', 1, /alias/i],
   ];
   for (const [name, text, line, message] of bad) {
@@ -119,6 +113,39 @@ describe('the text of a manifest', () => {
       if (name !== 'unknown alias') expect(problem.line).toBe(line);
     });
   }
+
+  it('takes what is not quoted as it was written, and says so', () => {
+    const text = [
+      'apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n  labels: {version: 1.10, on: true, n: 010}',
+      'apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec:\n  rules:\n  - to:\n    - operation:\n        ports: [80]',
+      'apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: "80", targetPort: 8080}]}',
+    ].join('\n---\n');
+    const parsed = parseManifest(text);
+    if (!parsed.ok) throw new Error(JSON.stringify(parsed.problems));
+    const [pod, policy, service] = parsed.objects.map(({ object }) => object as unknown as Record<string, never>);
+    expect(pod).toMatchObject({ metadata: { labels: { version: '1.10', on: 'true', n: '010' } } });
+    expect(policy).toMatchObject({ spec: { rules: [{ to: [{ operation: { ports: ['80'] } }] }] } });
+    expect(service).toMatchObject({ spec: { ports: [{ port: 80, targetPort: 8080 }] } });
+    expect(parsed.warnings).toHaveLength(5);
+    expect(parsed.warnings[0]).toMatchObject({
+      line: 5,
+      message: expect.stringMatching(/quotes; it is taken for "1.10"/),
+    });
+  });
+
+  it('warns of what protects nothing because of its group', () => {
+    const parsed = parseManifest(
+      'apiVersion: v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\n',
+    );
+    expect(parsed.ok && parsed.warnings).toMatchObject([
+      { line: 1, message: expect.stringMatching(/no effect; ours is security.istio.io\/AuthorizationPolicy/) },
+      { line: 5, message: expect.stringMatching(/RequestAuthentication is not supported/) },
+    ]);
+  });
+
+  it('takes the same object twice for one', () => {
+    expect(objectsOf(`${namespace('a')}---\n${namespace('a')}`)).toEqual(['Namespace a']);
+  });
 
   it('refuses a bomb of aliases', () => {
     const lines = ['a0: &a0 [x,x,x,x,x,x,x,x,x,x]'];
@@ -170,11 +197,12 @@ describe('a folder of manifests', () => {
   const put = (file: string, text: string): void => writeFileSync(join(directory, file), text);
   const eventually = (check: () => void, timeout = 5000) => vi.waitFor(check, { timeout, interval: 10 });
   const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
-  const start = (): void => {
-    source = new ManifestSource(directory, pino({ level: 'silent' }), {
-      onChange: (objects) => states.push(objects),
-      onProblem: (problem) => problems.push(problem),
-    });
+  const start = (remembered?: ReadonlyMap<string, string>): void => {
+    const listener = {
+      onChange: (objects: ObjectSet) => states.push(objects),
+      onProblem: (problem: ManifestProblem) => problems.push(problem),
+    };
+    source = new ManifestSource(directory, pino({ level: 'silent' }), listener, remembered);
     source.start();
   };
 
@@ -303,6 +331,36 @@ describe('a folder of manifests', () => {
     await eventually(() =>
       expect(states.at(-1)?.namespaces[0]?.metadata.labels).toEqual({ 'istio.io/dataplane-mode': 'none' }),
     );
+  });
+
+  it('says nothing where two files agree, and stays complete where they do not', async () => {
+    put('a.yaml', namespace('a'));
+    put('b.yaml', namespace('a'));
+    start();
+    expect(names()).toEqual(['a']);
+    expect(problems).toEqual([]);
+    put('b.yaml', namespace('a', 'none'));
+    await eventually(() => expect(problems).toMatchObject([{ severity: 'duplicate' }]));
+    expect(source.complete).toBe(true);
+  });
+
+  it('takes an earlier run for what cannot be read, and knows what may hide a policy', async () => {
+    put('a.yaml', 'kind: [');
+    put('b.yaml', 'kind: [');
+    put('c.yaml', 'kind: [AuthorizationPolicy');
+    start(new Map([['a.yaml', namespace('a')]]));
+    expect(names()).toEqual(['a']);
+    expect(source.complete).toBe(false);
+    expect(source.unknownPolicies()).toEqual([join(directory, 'c.yaml')]);
+    expect(source.texts()).toEqual(new Map([['a.yaml', namespace('a')]]));
+    put('c.yaml', namespace('c'));
+    await eventually(() => expect(names()).toEqual(['a', 'c']));
+    expect(source.unknownPolicies()).toEqual([]);
+    // Broken again, it is no stranger any more.
+    put('c.yaml', 'kind: [AuthorizationPolicy');
+    await eventually(() => expect(source.problems().filter(({ file }) => file.endsWith('c.yaml'))).toHaveLength(1));
+    expect(source.unknownPolicies()).toEqual([]);
+    expect(names()).toEqual(['a', 'c']);
   });
 
   it('keeps objects the same that did not change, and knows where they are', async () => {
