@@ -48,7 +48,7 @@ export interface RunningProxy {
 /** Starts the proxy. Resolves when it listens for its HTTP ports; what it waits for then `pending` tells. */
 export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
   const { settings, native, log, version } = options;
-  const accessLog = new AccessLog(log, settings.accessLog);
+  const accessLog = new AccessLog(log, settings.accessLog, options.logStream);
   const engine = native.createEngine(engineOptions(settings), {
     onAccess: (records) => accessLog.onAccess(records),
     onCertificateNeeded: (identity) => certificateNeeded(identity),
@@ -70,6 +70,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
     log,
     apply: (delta) => engine.apply(delta),
     onApplied: () => pods.refreshIdentities(),
+    onConnected: () => certificates.retryFailed(),
     onSynced: () => log.info({ event: 'xds_synced' }, 'received the state of the mesh'),
   });
 

@@ -73,6 +73,31 @@ async function logged(
 }
 
 describe('access log', () => {
+  it('is written by hand exactly as the logger would, whatever a text holds', async () => {
+    const { sourceWorkload: _, destinationWorkload: __, ...bare } = record;
+    const odd = 'a"b\\c\n\u0001\u007f\u2028é😀';
+    const records: AccessRecord[] = [
+      record,
+      refused,
+      { ...bare, sourceIdentity: '', destinationIdentity: '', hboneAddress: '', service: '', traceId: '' },
+      { ...refused, detail: odd, service: odd, hint: '', sourceWorkload: { name: odd, namespace: odd, cluster: odd } },
+      { ...refused, detail: '' },
+    ];
+    const byLogger = await logged((log) => new AccessLog(log, 'all').onAccess(records));
+    const texts: string[] = [];
+    const counts: number[] = [];
+    const write = (text: string, lines: number): void => {
+      texts.push(text);
+      counts.push(lines);
+    };
+    new AccessLog(createLogger('proxy', { write: () => {} }), 'all', { write }).onAccess(records);
+    expect(counts).toEqual([records.length]);
+    const withoutTime = (line: object) => ({ ...line, time: '' });
+    const byHand = texts.join('').trimEnd().split('\n');
+    expect(byHand.map((line) => withoutTime(JSON.parse(line)))).toEqual(byLogger.map(withoutTime));
+    expect(Object.keys(JSON.parse(byHand[1] ?? ''))).toEqual(Object.keys(byLogger[1] ?? {}));
+  });
+
   it('has ztunnel’s field names', async () => {
     const [line] = await logged((log) => new AccessLog(log, 'all').onAccess([record]));
     expect(line).toMatchObject({

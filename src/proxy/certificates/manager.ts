@@ -12,7 +12,7 @@ const REFRESH = 2;
 type Priority = typeof REAL_TIME | typeof PREFETCH | typeof REFRESH;
 
 const MAX_IN_FLIGHT = 8;
-const BACKOFF = { initialMs: 1000, maxMs: 150_000 };
+const BACKOFF = { initialMs: 200, maxMs: 15_000 };
 /** A retry before a certificate ends comes at the latest after this part of what remains of it. */
 const REMAINING_PART = 8;
 const SHORTEST_RETRY_MS = 200;
@@ -109,6 +109,15 @@ export class CertificateManager {
     if (entry === undefined) return false;
     if (entry.queued !== undefined) entry.queued = REAL_TIME;
     return true;
+  }
+
+  /** The control plane is back: what failed is tried again now, a few at a time. */
+  retryFailed(): void {
+    for (const entry of this.#entries.values()) {
+      if (entry.error === undefined || entry.inFlight || entry.queued !== undefined) continue;
+      entry.backoff.reset();
+      this.#enqueue(entry, entry.certificate === undefined ? REAL_TIME : REFRESH);
+    }
   }
 
   list(): CertificateInfo[] {

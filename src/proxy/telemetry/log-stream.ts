@@ -25,14 +25,14 @@ export class LogStream {
     this.#fd = fd;
   }
 
-  /** Takes one line. */
-  write(line: string): void {
+  /** Takes one line, or so many in one text. */
+  write(text: string, lines = 1): void {
     if (this.#characters + this.#current.length > MAX_BUFFERED_BYTES) {
-      this.dropped++;
+      this.dropped += lines;
       return;
     }
-    this.#lines.push(line);
-    this.#characters += line.length;
+    this.#lines.push(text);
+    this.#characters += text.length;
     if (this.#scheduled || this.#writing) return;
     // All lines of this turn of the event loop go in one write.
     this.#scheduled = true;

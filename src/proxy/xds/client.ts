@@ -18,6 +18,11 @@ const { DeltaDiscoveryResponse } = envoy.service.discovery.v3;
 const TYPES: readonly TypeUrl[] = [AUTHORIZATION_TYPE, ADDRESS_TYPE];
 
 const CONNECT_TIMEOUT_MS = 5000;
+/** A policy that is written while the controller starts again is in force no later than this. */
+const MAX_RETRY_MS = 5000;
+/** Files of the controller that are not there yet cost nothing to look for. */
+const FILE_RETRY_MS = 250;
+
 /** How long a rejection may take to leave before its stream is ended. */
 const LAST_WORD_MS = 50;
 /** Reasons told in one NACK; the number of the others is told. */
@@ -43,6 +48,8 @@ export interface XdsClientOptions {
   apply(delta: StateDelta): void;
   /** A change is in the engine and in the state. */
   onApplied(): void;
+  /** A stream is open on which something came. */
+  onConnected?(): void;
   /** Both types have been answered for once: called at the first time only. */
   onSynced(): void;
 }
@@ -55,7 +62,7 @@ export class XdsClient {
     rejectedResources: 0,
   };
   readonly #options: XdsClientOptions;
-  readonly #backoff = new Backoff({ initialMs: 20, maxMs: 15_000 });
+  readonly #backoff = new Backoff({ initialMs: 20, maxMs: MAX_RETRY_MS });
   readonly #synced = new Set<TypeUrl>();
   #client: Client | undefined;
   #stream: Stream | undefined;
@@ -63,6 +70,8 @@ export class XdsClient {
   #connectTimer: NodeJS.Timeout | undefined;
   #connected = false;
   #stopped = false;
+  /** What was said of files that are not there: it is said once. */
+  #said = '';
 
   constructor(options: XdsClientOptions) {
     this.#options = options;
@@ -98,9 +107,10 @@ export class XdsClient {
       const { path, requestSerialize, responseDeserialize } = deltaAggregatedResources;
       stream = this.#client.makeBidiStreamRequest(path, requestSerialize, responseDeserialize, metadata);
     } catch (error) {
-      this.#ended('Error', error as Error);
+      this.#ended('Error', error as Error, FILE_RETRY_MS);
       return;
     }
+    this.#said = '';
     this.#stream = stream;
     stream.on('data', (bytes: Buffer) => {
       if (this.#stream === stream) this.#receive(stream, bytes);
@@ -146,6 +156,7 @@ export class XdsClient {
       this.#connected = true;
       this.#backoff.reset();
       log.info({ event: 'xds_connected', ...this.#address() }, 'connected to the controller');
+      this.#options.onConnected?.();
     }
     this.counters.messages[type]++;
     this.counters.messageBytes[type] += bytes.length;
@@ -189,13 +200,19 @@ export class XdsClient {
     if (wasPending && this.#synced.size === TYPES.length) this.#options.onSynced();
   }
 
-  #ended(termination: Termination, error?: Error): void {
+  /** @param retryMs instead of the next delay of the backoff */
+  #ended(termination: Termination, error?: Error, retryMs?: number): void {
     const { log } = this.#options;
     const wasConnected = this.#connected;
     this.#abandon();
     if (this.#stopped) return;
     this.counters.terminations[termination]++;
-    const delayMs = this.#backoff.next();
+    const delayMs = retryMs ?? this.#backoff.next();
+    if (retryMs !== undefined && error?.message === this.#said) {
+      this.#timer = setTimeout(() => this.#open(), delayMs);
+      return;
+    }
+    this.#said = retryMs === undefined ? '' : (error?.message ?? '');
     const fields = { event: 'xds_disconnected', ...this.#address(), termination, retryInMs: Math.round(delayMs) };
     if (error === undefined) log.info(fields, 'the controller ended the stream; connecting again');
     else {
@@ -203,7 +220,9 @@ export class XdsClient {
         { ...fields, error: error.message, hint: hintFor(error) },
         wasConnected
           ? 'lost the controller; serving from the last state'
-          : 'cannot reach the controller; serving from the last state',
+          : this.#synced.size > 0
+            ? 'cannot reach the controller; serving from the last state'
+            : 'cannot reach the controller; nothing is known yet, so connections wait or are refused',
       );
     }
     this.#timer = setTimeout(() => this.#open(), delayMs);

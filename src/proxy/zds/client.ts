@@ -5,6 +5,9 @@ import type { SeqpacketConnection } from '../../mesh/seqpacket.js';
 import type { Pods } from '../pods.js';
 import { ZdsSession } from './session.js';
 
+/** Asking for a local socket costs nothing, and captured pods have no network until the agent is found. */
+const MAX_RETRY_MS = 1000;
+
 export interface ZdsClientOptions {
   readonly path: string;
   readonly connect: (path: string) => Promise<SeqpacketConnection> | SeqpacketConnection;
@@ -14,7 +17,7 @@ export interface ZdsClientOptions {
 
 export class ZdsClient {
   readonly #options: ZdsClientOptions;
-  readonly #backoff = new Backoff({ initialMs: 20, maxMs: 15_000 });
+  readonly #backoff = new Backoff({ initialMs: 20, maxMs: MAX_RETRY_MS });
   #session: ZdsSession | undefined;
   #timer: NodeJS.Timeout | undefined;
   #snapshot = false;
