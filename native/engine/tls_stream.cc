@@ -15,6 +15,9 @@ namespace {
 constexpr uint64_t kKeyRecords = uint64_t{1} << 22;
 // Longest handshake message taken after the handshake (a session ticket, in practice).
 constexpr size_t kMaxMessage = 64u << 10;
+// Records in a row that carry no application data: new keys, tickets, nothing. Each costs us more than the
+// peer.
+constexpr unsigned kMaxIdleRecords = 32;
 
 constexpr uint8_t kUnexpectedMessage = 10, kBadRecordMac = 20, kRecordOverflow = 22, kInternalError = 80;
 constexpr uint8_t kNewSessionTicket = 4, kKeyUpdate = 24;
@@ -142,6 +145,11 @@ TlsStream::Status TlsStream::next(uint8_t*& data, size_t& n) {
     uint8_t type = 0;
     if (!read_key_.open(record, size, type, n)) return fail(kBadRecordMac, "a record that does not decrypt");
     data = record + RecordKey::kHeaderBytes;
+    if (type == kApplicationData && n > 0) {
+      idle_records_ = 0;
+    } else if (++idle_records_ > kMaxIdleRecords) {
+      return fail(kUnexpectedMessage, "too many records without data");
+    }
     if (type == kApplicationData) {
       if (messages_) return fail(kUnexpectedMessage, "data within a handshake message");
       if (n > 0) return Status::kDone;
@@ -174,8 +182,10 @@ TlsStream::Status TlsStream::handshakeMessages(const uint8_t* data, size_t n) {
     if (message[0] != kKeyUpdate || size != 1 || message[4] > 1 || at != messages_->size()) {
       return fail(kUnexpectedMessage, "an unexpected handshake message");
     }
-    bool answer = message[4] == 1;
-    if (!read_key_.update() || (answer && !updateWriteKey())) return fail(kInternalError, "no new key");
+    // Answered with the next data, once however often it was asked (RFC 8446 section 4.6.3): a peer that asks
+    // and does not read makes nothing pile up here.
+    if (message[4] == 1) key_update_asked_ = true;
+    if (!read_key_.update()) return fail(kInternalError, "no new key");
   }
   if (at == messages_->size()) {
     messages_.reset();
@@ -183,6 +193,12 @@ TlsStream::Status TlsStream::handshakeMessages(const uint8_t* data, size_t n) {
     messages_->erase(messages_->begin(), messages_->begin() + static_cast<ptrdiff_t>(at));
   }
   return Status::kDone;
+}
+
+bool TlsStream::answerKeyUpdate() {
+  if (!key_update_asked_) return true;
+  key_update_asked_ = false;
+  return updateWriteKey();
 }
 
 bool TlsStream::updateWriteKey() {

@@ -38,6 +38,7 @@ class TlsStream {
     input_size_ = n;
   }
   Status handshake();
+  bool begun() const { return ssl_ != nullptr || established_; }
   bool established() const { return established_; }
   bool negotiatedH2() const { return h2_; }
   // The next run of application data; kDone: `data` and `n` are set, n > 0.
@@ -45,7 +46,7 @@ class TlsStream {
 
   // ---- output
   // Encrypts all of it; data[n] must be writable too. False: the connection is unusable.
-  bool write(uint8_t* data, size_t n) { return writeRecords(kApplicationData, data, n); }
+  bool write(uint8_t* data, size_t n) { return answerKeyUpdate() && writeRecords(kApplicationData, data, n); }
   void close();  // close_notify, best effort
   Output& output() { return output_; }
   const Output& output() const { return output_; }
@@ -65,6 +66,7 @@ class TlsStream {
   bool takeOver();
   bool writeRecords(uint8_t type, uint8_t* data, size_t n);
   Status handshakeMessages(const uint8_t* data, size_t n);
+  bool answerKeyUpdate();
   bool updateWriteKey();
   Status fail(uint8_t alert, const char* text);
 
@@ -78,6 +80,8 @@ class TlsStream {
   std::unique_ptr<std::vector<uint8_t>> carried_;   // an incomplete record
   std::unique_ptr<std::vector<uint8_t>> messages_;  // an incomplete handshake message
   bool established_ = false, server_ = false, h2_ = false;
+  bool key_update_asked_ = false;  // by the peer, and not answered yet
+  unsigned idle_records_ = 0;      // received in a row without application data
   std::string error_;
 };
 

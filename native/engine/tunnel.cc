@@ -39,7 +39,6 @@ Tunnel::~Tunnel() {
 void Tunnel::adopt(Fd fd, bool connecting) {
   fd_ = std::move(fd);
   connecting_ = connecting;
-  tuneTunnelSocket(fd_.get());
   worker_.loop.add(fd_.get(), connecting ? static_cast<uint32_t>(EPOLLOUT) : 0u, this);
   if (connecting) worker_.loop.arm(phase_timer_, worker_.connectTimeoutUs());
 }
@@ -65,6 +64,12 @@ void Tunnel::onEvents(uint32_t events) {
     connecting_ = false;
     phase_timer_.cancel();
     onConnected(error);
+    return;
+  }
+  if (!tls_.begun()) {
+    // Still waiting for the pod's certificate, so not reading: only the end of the connection is reported.
+    // What a peer sent before it reset the connection could be read, and nobody is there to take it.
+    close(Reason::kTlsHandshakeFailed, "the peer left before the handshake");
     return;
   }
   if (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) readSocket();

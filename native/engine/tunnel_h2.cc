@@ -254,6 +254,8 @@ const nghttp2_session_callbacks* Tunnel::callbacks() {
 }
 
 void Tunnel::forget(StreamHandler& handler) {
+  // A stream whose last data could not be delivered is reset while it closes: it counts once.
+  if (!handler.streams_hook_.linked()) return;
   handler.streams_hook_.unlink();
   handler.blocked_hook_.unlink();
   stream_count_--;
