@@ -150,6 +150,8 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
         object.Set("listeners", listeners);
         object.Set("capturedConnections", Napi::BigInt::New(env, pod.captured_connections));
         object.Set("steeredConnections", Napi::BigInt::New(env, pod.steered_connections));
+        object.Set("refusedConnections", Napi::BigInt::New(env, pod.refused_connections));
+        object.Set("flows", pod.flows);
         object.Set("guardDrops", Napi::BigInt::New(env, pod.guard_drops));
         object.Set("inheritedConnections", pod.inherited_connections);
         object.Set("lastCaptureNs", Napi::BigInt::New(env, pod.last_capture_ns));

@@ -230,6 +230,8 @@ std::vector<PodStatus> NodeCapture::status() {
     if (!bpf_map_lookup_elem(maps_.stats.get(), &pod.cookie, &stats)) {
       each.captured_connections = stats.captured;
       each.steered_connections = stats.steered;
+      each.refused_connections = stats.refused;
+      each.flows = stats.flows;
       each.guard_drops = stats.guard_drops;
       each.last_capture_ns = stats.last_ns;
     }

@@ -38,7 +38,9 @@ struct PodStatus {
   bool outbound = false, inbound = false;
   std::string guard;
   unsigned outbound_listeners = 0, hbone_listeners = 0, plaintext_listeners = 0;
-  uint64_t captured_connections = 0, steered_connections = 0, guard_drops = 0, last_capture_ns = 0;
+  uint64_t captured_connections = 0, steered_connections = 0, refused_connections = 0, guard_drops = 0;
+  uint64_t last_capture_ns = 0;
+  uint32_t flows = 0;
   unsigned inherited_connections = 0;
 };
 

@@ -35,6 +35,10 @@ export interface CaptureStatus {
   readonly listeners: { readonly outbound: number; readonly hbone: number; readonly plaintext: number };
   readonly capturedConnections: bigint;
   readonly steeredConnections: bigint;
+  /** Connects refused with EPERM: no listener of the proxy was there, or the pod's share of flows was used up. */
+  readonly refusedConnections: bigint;
+  /** Connections published now; a pod may hold as many as are free for all others. */
+  readonly flows: number;
   readonly guardDrops: bigint;
   /** Connections open when the pod was captured, which stay as they were: number still open. */
   readonly inheritedConnections: number;

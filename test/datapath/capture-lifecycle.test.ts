@@ -212,6 +212,7 @@ describe('the capture', () => {
     for (const port of [15001, 15006, 15008]) servers.push(await pod.serve('::', port));
     expect(capture.status()[0]?.listeners).toEqual({ outbound: 0, hbone: 0, plaintext: 0 });
     expect(pod.connect(OUTSIDE.ip4, 80)).toMatchObject({ ok: false, errno: 1 });
+    expect(capture.status()[0]).toMatchObject({ refusedConnections: 1n, flows: 0 });
     expect(lab.runOutside('connect', '10.231.0.2', '15006', 'nonblock').ok).not.toBe(true);
     for (const server of servers) expect(server.lines).toHaveLength(1);
   });
