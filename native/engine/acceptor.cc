@@ -17,7 +17,7 @@ constexpr uint64_t kPauseUs = 50'000;
 
 Acceptor::Acceptor(Worker& worker, PodPtr pod, Role role, Fd fd)
     : worker_(worker), pod_(std::move(pod)), role_(role), fd_(std::move(fd)), pause_([this] {
-        worker_.loop.modify(fd_.get(), EPOLLIN, this);
+        worker_.loop.add(fd_.get(), EPOLLIN, this);
       }) {
   worker_.loop.add(fd_.get(), EPOLLIN, this);
 }
@@ -33,13 +33,26 @@ void Acceptor::onEvents(uint32_t) {
       worker_.accept(*this, std::move(accepted));
       continue;
     }
-    if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-      worker_.loop.modify(fd_.get(), 0, this);
-      worker_.loop.arm(pause_, kPauseUs);
-      return;
+    int error = errno;
+    if (error == EAGAIN) return;
+    // Out of descriptors: a reset now tells the client more than a backlog that nobody serves.
+    if ((error == EMFILE || error == ENFILE) && worker_.shed(fd_.get())) continue;
+    switch (error) {
+      case EMFILE:
+      case ENFILE:
+      case ENOBUFS:
+      case ENOMEM:
+      case EINVAL:  // somebody in the pod with the right to do so shut our listener down
+      case EBADF:
+      case ENOTSOCK:
+      case EOPNOTSUPP:
+        // Not only masked: a listener that is shut down reports EPOLLHUP whatever is asked.
+        worker_.loop.remove(fd_.get());
+        worker_.loop.arm(pause_, kPauseUs);
+        return;
+      default:
+        continue;  // a connection that died in the backlog: the next one
     }
-    if (errno == EAGAIN) return;
-    // A connection that died in the backlog: the next one.
   }
 }
 

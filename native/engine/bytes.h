@@ -18,16 +18,29 @@ constexpr size_t kTurnBytes = 256u << 10;
 // One TLS record's plaintext.
 constexpr size_t kRecordBytes = 16u << 10;
 
-// Bytes waiting for slow applications, of the whole process.
+// Bytes waiting for slow applications: of the whole process, or of one pod within it. A pod is held back at
+// its share, and once the whole is used up only those pods that hold much of it: who stalls does not stop
+// others.
 class BufferBudget {
  public:
-  static constexpr uint64_t kCap = 256u << 20;
-  void add(size_t n) { used_.fetch_add(n, std::memory_order_relaxed); }
-  void subtract(size_t n) { used_.fetch_sub(n, std::memory_order_relaxed); }
+  static constexpr uint64_t kCap = 256u << 20, kPodCap = 64u << 20, kPodFloor = 2u << 20;
+  explicit BufferBudget(BufferBudget* whole = nullptr) : whole_(whole) {}
+  void add(size_t n) {
+    used_.fetch_add(n, std::memory_order_relaxed);
+    if (whole_ != nullptr) whole_->add(n);
+  }
+  void subtract(size_t n) {
+    used_.fetch_sub(n, std::memory_order_relaxed);
+    if (whole_ != nullptr) whole_->subtract(n);
+  }
   uint64_t used() const { return used_.load(std::memory_order_relaxed); }
-  bool exceeded() const { return used() > kCap; }
+  bool exceeded() const {
+    if (whole_ == nullptr) return used() > kCap;
+    return used() > kPodCap || (whole_->exceeded() && used() > kPodFloor);
+  }
 
  private:
+  BufferBudget* const whole_;
   std::atomic<uint64_t> used_{0};
 };
 

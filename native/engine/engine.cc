@@ -123,7 +123,7 @@ void Engine::addPod(LocalPod local) {
     if (sameNamespace(found->second->netns.get(), netns.get())) return;
     removePod(local.uid);
   }
-  auto pod = std::make_shared<Pod>();
+  auto pod = std::make_shared<Pod>(impl_->shared.budget);
   pod->uid = std::move(local.uid);
   pod->name = std::move(local.name);
   pod->ns = std::move(local.ns);

@@ -23,6 +23,7 @@ struct EngineConfig {
   uint32_t connection_window = 16u << 20;  // HTTP2_CONNECTION_WINDOW_SIZE
   uint32_t frame_size = 1u << 20;          // HTTP2_FRAME_SIZE
   unsigned max_streams_per_connection = 100;
+  uint32_t max_descriptors = 0;  // for connections of all pods; 0: nine tenths of RLIMIT_NOFILE
   std::chrono::milliseconds pool_idle{300'000};
   std::chrono::milliseconds connect_timeout{10'000};
   std::chrono::milliseconds tls_timeout{10'000};
@@ -77,7 +78,7 @@ struct EngineStats {
 class EngineEvents {
  public:
   virtual ~EngineEvents() = default;
-  // Any worker thread; must not block. The engine batches: at most one call a worker and a turn of its loop.
+  // Any worker thread; must not block. The engine batches: a few calls a worker and a tenth of a second.
   virtual void onAccess(std::vector<AccessRecord> records) = 0;
   // Any worker thread. A connection waits for this identity's certificate (SPIFFE URI).
   virtual void onCertificateNeeded(const std::string& identity) = 0;

@@ -25,14 +25,20 @@ TrafficLabels labelsOf(const AccessRecord& record, bool mutual_tls) {
 
 }  // namespace
 
-Flow::Flow(Worker& worker, PodPtr pod, bool inbound)
-    : worker_(worker), pod_(std::move(pod)), hook_(this), started_us_(worker.loop.nowUs()) {
+Flow::Flow(Worker& worker, PodPtr pod, bool inbound, uint32_t descriptors)
+    : worker_(worker),
+      pod_(std::move(pod)),
+      hook_(this),
+      started_us_(worker.loop.nowUs()),
+      descriptors_(descriptors) {
+  worker_.hold(*pod_, descriptors_);
   record_.inbound = inbound;
   worker_.flows.pushBack(hook_);
   worker_.stats.open_connections.fetch_add(1, std::memory_order_relaxed);
 }
 
 Flow::~Flow() {
+  worker_.release(*pod_, descriptors_);
   if (!finished_) worker_.stats.open_connections.fetch_sub(1, std::memory_order_relaxed);
 }
 

@@ -31,7 +31,8 @@ class Flow : public Disposable, public RelayOwner {
   void onRelayEnded(Reason reason, const std::string& detail) override { finish(reason, detail); }
 
  protected:
-  Flow(Worker& worker, PodPtr pod, bool inbound);
+  // `descriptors`: most that it opens.
+  Flow(Worker& worker, PodPtr pod, bool inbound, uint32_t descriptors);
 
   // Closes both sides, hard. Called once by cut().
   virtual void closeSides() = 0;
@@ -51,6 +52,7 @@ class Flow : public Disposable, public RelayOwner {
   ListHook<Flow> hook_;
   TrafficSeries* series_ = nullptr;
   uint64_t started_us_;
+  const uint32_t descriptors_;
   bool finished_ = false;
 };
 

@@ -8,8 +8,10 @@
 
 namespace ebbtide {
 
-InboundFlow::InboundFlow(Worker& worker, PodPtr pod)
-    : Flow(worker, std::move(pod), true), application_(worker, *this), timer_([this] {
+InboundFlow::InboundFlow(Worker& worker, PodPtr pod, uint32_t descriptors)
+    : Flow(worker, std::move(pod), true, descriptors),
+      application_(worker, *this, pod_->budget),
+      timer_([this] {
         if (record_.destination_workload) {
           application_.close(true);
           onApplication(ETIMEDOUT);
@@ -40,8 +42,16 @@ void InboundFlow::dialApplication(const SocketAddress& to, const std::optional<S
     onApplication(error);
     return;
   }
-  worker_.loop.arm(timer_, worker_.connectTimeoutUs());
-  application_.adopt(std::move(fd), true);
+  // Within a pod the answer to a SYN is usually there before connect() returns.
+  int progress = connectProgress(fd.get(), to);
+  if (progress == EALREADY || progress == EINPROGRESS) {
+    worker_.loop.arm(timer_, worker_.connectTimeoutUs());
+    application_.adopt(std::move(fd), true);
+    return;
+  }
+  timer_.cancel();
+  if (progress == 0) application_.adoptConnected(std::move(fd));
+  onApplication(progress);
 }
 
 void InboundFlow::onConnected(SocketEnd&, int error) {

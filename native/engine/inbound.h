@@ -27,7 +27,7 @@ class ServerTunnel final : public Tunnel, private Waiter {
  private:
   void onLocalChange() override { prepare(); }
   void onConnected(int) override {}
-  void onOpen() override {}
+  void onOpen() override { endHandshake(); }
   void onRequest(int32_t stream) override;
   void onEnded(Reason reason, const std::string& detail, bool opened) override;
   void prepare();
@@ -36,7 +36,9 @@ class ServerTunnel final : public Tunnel, private Waiter {
   SocketAddress client_, local_;
   WorkloadPtr workload_;
   Timer local_timer_, goaway_timer_;
-  bool draining_ = false, final_goaway_sent_ = false;
+  void endHandshake();
+
+  bool draining_ = false, final_goaway_sent_ = false, shaking_hands_ = true;
   uint64_t started_us_;
 };
 
@@ -46,7 +48,7 @@ class InboundFlow : public Flow, protected SocketEnd::User {
   bool stillAllowed(std::string& policy) override;
 
  protected:
-  InboundFlow(Worker& worker, PodPtr pod);
+  InboundFlow(Worker& worker, PodPtr pod, uint32_t descriptors);
   // False: denied, reason and detail say by what.
   bool authorize(Reason& reason, std::string& detail);
   // Starts connecting to record_.destination's application; onApplication() is called, also for an immediate
@@ -78,7 +80,7 @@ class InboundStreamFlow final : public InboundFlow {
   std::optional<SocketAddress> claimedClient() const;
 
   StreamRelay relay_;
-  SocketAddress tunnel_client_, tunnel_local_;
+  SocketAddress tunnel_client_, tunnel_local_, proxy_destination_;
   std::string method_, authority_, forwarded_;
   size_t header_bytes_ = 0;
   bool proxy_header_ = false, headers_done_ = false;

@@ -11,6 +11,7 @@ namespace ebbtide {
 namespace {
 
 constexpr size_t kMaxHeaderBytes = 65'536;
+constexpr size_t kMaxLoggedAuthority = 300;  // a host name of 253, a port, and room to see what was wrong
 // Streams that were under way when GOAWAY was sent may still arrive for this long.
 constexpr uint64_t kGoawayGraceUs = 200'000;
 
@@ -26,7 +27,15 @@ ServerTunnel::ServerTunnel(Worker& worker, PodPtr pod)
         going_away_ = true;
         markDirty();
       }),
-      started_us_(worker.loop.nowUs()) {}
+      started_us_(worker.loop.nowUs()) {
+  pod_->handshakes.fetch_add(1, std::memory_order_relaxed);
+}
+
+void ServerTunnel::endHandshake() {
+  if (!shaking_hands_) return;
+  shaking_hands_ = false;
+  pod_->handshakes.fetch_sub(1, std::memory_order_relaxed);
+}
 
 void ServerTunnel::begin(Fd fd) {
   auto client = peerAddress(fd.get());
@@ -82,6 +91,7 @@ void ServerTunnel::drain() {
 void ServerTunnel::onEnded(Reason reason, const std::string& detail, bool opened) {
   local_timer_.cancel();
   goaway_timer_.cancel();
+  endHandshake();
   if (!opened && reason != Reason::kNone) {
     worker_.stats.handshake_failures.fetch_add(1, std::memory_order_relaxed);
     AccessRecord record;
@@ -99,7 +109,7 @@ void ServerTunnel::onEnded(Reason reason, const std::string& detail, bool opened
 }
 
 InboundStreamFlow::InboundStreamFlow(Worker& worker, ServerTunnel& tunnel)
-    : InboundFlow(worker, tunnel.pod()),
+    : InboundFlow(worker, tunnel.pod(), 1),
       relay_(worker, *this, application_),
       tunnel_client_(tunnel.client()),
       tunnel_local_(tunnel.local()) {
@@ -129,7 +139,8 @@ void InboundStreamFlow::onStreamHeader(std::string_view name, std::string_view v
 void InboundStreamFlow::onStreamHeaders() {
   if (headers_done_) return;
   headers_done_ = true;
-  record_.hbone_address = authority_;
+  // The log is not a place where a peer may put as much as it likes.
+  record_.hbone_address = authority_.substr(0, kMaxLoggedAuthority);
   auto workload = worker_.localWorkload(*pod_);
   if (!workload) {
     refuse(503, Reason::kUnknownLocalWorkload,
@@ -148,11 +159,16 @@ void InboundStreamFlow::onStreamHeaders() {
   record_.destination_workload = workload;
   record_.service = target.service;
   if (target.reason != Reason::kNone) {
-    refuse(target.http_status, target.reason, "CONNECT " + authority_);
+    refuse(target.http_status, target.reason, "CONNECT " + record_.hbone_address);
     return;
   }
   record_.destination = target.application;
   proxy_header_ = target.send_proxy_header;
+  proxy_destination_ = target.proxy_destination;
+  if (!worker_.admits(*pod_)) {
+    refuse(503, Reason::kTooManyConnections, "the pod's share of the proxy's descriptors is used up");
+    return;
+  }
   Reason reason;
   std::string detail;
   if (!authorize(reason, detail)) {
@@ -187,8 +203,7 @@ void InboundStreamFlow::onApplication(int error) {
     return;
   }
   if (proxy_header_) {
-    auto destination = parseSocketAddress(authority_).value_or(record_.destination);
-    std::string header = proxyHeader(tunnel_client_, destination, record_.source_identity);
+    std::string header = proxyHeader(tunnel_client_, proxy_destination_, record_.source_identity);
     // A new connection's buffer holds it; whatever the client already sent is queued and comes after.
     if (!application_.writeFirst(header.data(), header.size())) {
       refuse(503, Reason::kConnectFailed, "the PROXY header could not be written");

@@ -7,7 +7,7 @@
 namespace ebbtide {
 
 InboundPlainFlow::InboundPlainFlow(Worker& worker, PodPtr pod, Fd client)
-    : InboundFlow(worker, std::move(pod)), client_(worker, *this) {
+    : InboundFlow(worker, std::move(pod), 2), client_(worker, *this, pod_->budget) {
   client_.adopt(std::move(client), false);
 }
 

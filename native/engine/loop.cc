@@ -50,7 +50,12 @@ void Loop::turn(int max_wait_ms) {
     if (events[i].data.ptr == nullptr) {
       mail = true;
     } else {
-      static_cast<Pollable*>(events[i].data.ptr)->onEvents(events[i].events);
+      auto* target = static_cast<Pollable*>(events[i].data.ptr);
+      try {
+        target->onEvents(events[i].events);
+      } catch (const std::exception&) {
+        target->onFault();  // one connection's end instead of the process's
+      }
     }
   }
   if (mail) runMailbox();

@@ -22,6 +22,8 @@ class Pollable {
  public:
   // `events` are EPOLL* bits. May be called after the object closed its descriptor in the same turn: check.
   virtual void onEvents(uint32_t events) = 0;
+  // onEvents() threw, for want of memory: end this connection, hard.
+  virtual void onFault() {}
 
  protected:
   ~Pollable() = default;

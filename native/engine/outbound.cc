@@ -21,9 +21,9 @@ constexpr uint64_t kSameHopPauseUs = 100'000;  // then 200, 300, 400 ms: one sec
 }  // namespace
 
 OutboundFlow::OutboundFlow(Worker& worker, PodPtr pod, Fd application)
-    : Flow(worker, std::move(pod), false),
-      application_(worker, *this),
-      next_hop_(worker, *this),
+    : Flow(worker, std::move(pod), false, 2),
+      application_(worker, *this, pod_->budget),
+      next_hop_(worker, *this, pod_->budget),
       timer_([this] { onTimer(); }) {
   application_.adopt(std::move(application), false);
 }
@@ -107,6 +107,7 @@ void OutboundFlow::connectPlain() {
     hopFailed(Reason::kConnectFailed, std::string("connect: ") + std::strerror(error), error);
     return;
   }
+  keepAlive(fd.get());
   next_hop_.adopt(std::move(fd), true);
   worker_.loop.arm(timer_, worker_.connectTimeoutUs());
 }

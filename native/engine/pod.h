@@ -1,16 +1,25 @@
 // A pod of this node as all workers share it.
 #pragma once
 
+#include <atomic>
+
+#include "bytes.h"
 #include "engine.h"
 #include "socket.h"
 
 namespace ebbtide {
 
 struct Pod {
+  explicit Pod(BufferBudget& whole) : budget(&whole) {}
+
   std::string uid, name, ns, service_account;
   Fd netns;
   // The capture program rewrites binds, so a dial may claim the client's port; without it only its address.
   bool claims = false;
+  // What this pod's connections hold, of all workers: bytes for slow applications, descriptors, and
+  // connections to its HBONE port that have not proved who they are.
+  BufferBudget budget;
+  std::atomic<uint32_t> descriptors{0}, handshakes{0};
 };
 
 using PodPtr = std::shared_ptr<Pod>;

@@ -72,6 +72,10 @@ constexpr std::array<Words, kReasons> kWords = {{
     {Reason::kUnsupportedDestination, "unsupported-destination", "CONNECT",
      "the destination is on another network or has only a host name, which is not supported"},
     {Reason::kInternal, "internal", "-", "an error inside the proxy; see the error text and report it"},
+    {Reason::kTooManyConnections, "too-many-connections", "-",
+     "the pod holds its share of this proxy's connections; look for a client that opens too many, or raise "
+     "the "
+     "proxy's limit of open files"},
 }};
 
 constexpr bool inOrder() {

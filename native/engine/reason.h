@@ -34,6 +34,7 @@ enum class Reason : uint8_t {
   kDrained,                 // stopped by us: shutdown or pod gone
   kUnsupportedDestination,  // other network, hostname-only workload: not implemented, refused
   kInternal,
+  kTooManyConnections,  // the pod's share of the proxy's descriptors, or of unfinished handshakes, is used up
   kCount,
 };
 

@@ -61,7 +61,8 @@ void StreamRelay::onTurnData() {
     size_t taken = 0;
     int error = 0;
     int count = static_cast<int>(std::min<size_t>(1024, slices->size() - i));
-    if (!application_.write(slices->data() + i, count, taken, error)) {
+    bool last = stream_ended_ && i + 1024 >= slices->size();
+    if (!application_.write(slices->data() + i, count, taken, error, last)) {
       onBroken(application_, error);
       break;
     }

@@ -39,7 +39,7 @@ std::optional<Authority> parseAuthority(std::string_view text) {
 
   Authority authority;
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), authority.port);
-  if (error != std::errc() || end != digits.data() + digits.size() || authority.port == 0)
+  if (error != std::errc() || end != digits.data() + digits.size() || digits.front() == '0')
     return std::nullopt;
 
   if (host.size() > 2 && host.front() == '[' && host.back() == ']') {

@@ -18,9 +18,9 @@ constexpr int kOriginalDestination = 80;  // SO_ORIGINAL_DST and IP6T_SO_ORIGINA
 constexpr int kMark = 1337;               // "sent by the mesh", as istio-cni's rules know it
 constexpr int kListenBacklog = 4096;
 
-void setInt(int fd, int level, int option, int value) {
-  // Best effort everywhere it is used: each option improves a connection, none is needed for its safety.
-  (void)setsockopt(fd, level, option, &value, sizeof value);
+// Best effort everywhere it is used: each option improves a connection, none is needed for its safety.
+bool setInt(int fd, int level, int option, int value) {
+  return setsockopt(fd, level, option, &value, sizeof value) == 0;
 }
 
 }  // namespace
@@ -83,12 +83,7 @@ std::optional<SocketAddress> originalDestination(int fd) {
   return localAddress(fd);
 }
 
-void tuneTunnelSocket(int fd) {
-  setInt(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-}
-
-void tuneApplicationSocket(int fd) {
-  setInt(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+void keepAlive(int fd) {
   setInt(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
   setInt(fd, IPPROTO_TCP, TCP_KEEPIDLE, 180);
   setInt(fd, IPPROTO_TCP, TCP_KEEPINTVL, 180);
@@ -131,6 +126,8 @@ Listener openListener(uint16_t port, bool reuse_port) {
   if (reuse_port) setInt(fd.get(), SOL_SOCKET, SO_REUSEPORT, 1);
   setInt(fd.get(), SOL_SOCKET, SO_MARK, kMark);
   setInt(fd.get(), SOL_IP, IP_TRANSPARENT, 1);
+  setInt(fd.get(), IPPROTO_TCP, TCP_NODELAY, 1);  // for the accepted, as keepalive
+  keepAlive(fd.get());
   if (bind(fd.get(), reinterpret_cast<sockaddr*>(&any), any_length) != 0) {
     if (errno == EADDRINUSE && !reuse_port) return {Fd(), true};  // another proxy of this kind listens: share
     throw fail("cannot bind");
@@ -146,14 +143,14 @@ DialResult dial(const SocketAddress& to, const std::optional<SocketAddress>& cla
   Fd fd(socket(to.ip.v4 ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd) return {Fd(), errno};
   setInt(fd.get(), SOL_SOCKET, SO_MARK, kMark);
+  setInt(fd.get(), IPPROTO_TCP, TCP_NODELAY, 1);
   sockaddr_storage address{};
   if (claim && claim->ip.v4 == to.ip.v4 && claim->ip != to.ip && !claim->ip.isLoopback()) {
+    // Either lets a foreign address be bound; the first needs a capability.
     if (to.ip.v4) {
-      setInt(fd.get(), SOL_IP, IP_TRANSPARENT, 1);
-      setInt(fd.get(), SOL_IP, IP_FREEBIND, 1);
+      if (!setInt(fd.get(), SOL_IP, IP_TRANSPARENT, 1)) setInt(fd.get(), SOL_IP, IP_FREEBIND, 1);
     } else {
-      setInt(fd.get(), SOL_IPV6, IPV6_TRANSPARENT, 1);
-      setInt(fd.get(), SOL_IPV6, IPV6_FREEBIND, 1);
+      if (!setInt(fd.get(), SOL_IPV6, IPV6_TRANSPARENT, 1)) setInt(fd.get(), SOL_IPV6, IPV6_FREEBIND, 1);
     }
     setInt(fd.get(), SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1);
     SocketAddress source = *claim;
@@ -168,6 +165,13 @@ DialResult dial(const SocketAddress& to, const std::optional<SocketAddress>& cla
     return {Fd(), errno};
   }
   return {std::move(fd), 0};
+}
+
+int connectProgress(int fd, const SocketAddress& to) {
+  sockaddr_storage address{};
+  socklen_t length = toSockaddr(to, address);
+  // The kernel takes a further call on a connecting socket as the question how it went.
+  return connect(fd, reinterpret_cast<sockaddr*>(&address), length) == 0 ? 0 : errno;
 }
 
 ThreadNamespace::ThreadNamespace() : home_(open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)) {}

@@ -56,9 +56,9 @@ std::optional<SocketAddress> peerAddress(int fd);
 // local address.
 std::optional<SocketAddress> originalDestination(int fd);
 
-// TCP_NODELAY, keepalive after 180 s, every 180 s, 9 probes.
-void tuneApplicationSocket(int fd);
-void tuneTunnelSocket(int fd);
+// Keepalive after 180 s, every 180 s, 9 probes. Accepted sockets inherit it from their listener; what is
+// dialled within the pod needs none, since both ends are of one kernel; tunnels have PING.
+void keepAlive(int fd);
 // The close that follows sends RST.
 void resetOnClose(int fd);
 int takeSocketError(int fd);
@@ -79,6 +79,9 @@ struct DialResult {
   int error = 0;  // errno; 0: connected or in progress
 };
 DialResult dial(const SocketAddress& to, const std::optional<SocketAddress>& claim, bool claim_port);
+// How a connect() in progress stands: 0 once connected, EALREADY while it goes on, or the errno it failed
+// with.
+int connectProgress(int fd, const SocketAddress& to);
 
 // The calling thread's network namespace.
 class ThreadNamespace {

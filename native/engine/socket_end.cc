@@ -10,7 +10,8 @@
 
 namespace ebbtide {
 
-SocketEnd::SocketEnd(Worker& worker, User& user) : worker_(worker), user_(&user), waiting_(worker.budget()) {}
+SocketEnd::SocketEnd(Worker& worker, User& user, BufferBudget& budget)
+    : worker_(worker), user_(&user), waiting_(budget) {}
 
 SocketEnd::~SocketEnd() {
   close(true);
@@ -19,9 +20,13 @@ SocketEnd::~SocketEnd() {
 void SocketEnd::adopt(Fd fd, bool connecting) {
   fd_ = std::move(fd);
   connecting_ = connecting;
-  tuneApplicationSocket(fd_.get());
   mask_ = connecting ? static_cast<uint32_t>(EPOLLOUT) : 0u;
   worker_.loop.add(fd_.get(), mask_, this);
+}
+
+void SocketEnd::adoptConnected(Fd fd) {
+  fd_ = std::move(fd);
+  detached_ = true;
 }
 
 void SocketEnd::wantRead(bool want) {
@@ -32,7 +37,7 @@ void SocketEnd::wantRead(bool want) {
 
 void SocketEnd::update() {
   if (!fd_ || connecting_) return;
-  uint32_t mask = (read_wanted_ ? static_cast<uint32_t>(EPOLLIN) : 0u) |
+  uint32_t mask = (read_wanted_ ? static_cast<uint32_t>(EPOLLIN | EPOLLRDHUP) : 0u) |
                   (waiting_.empty() ? 0u : static_cast<uint32_t>(EPOLLOUT));
   if (detached_) {
     if (mask == 0) return;
@@ -54,14 +59,14 @@ ssize_t SocketEnd::read(uint8_t* out, size_t capacity, int& error) {
   return -2;
 }
 
-bool SocketEnd::write(iovec* vectors, int count, size_t& taken, int& error) {
+bool SocketEnd::write(iovec* vectors, int count, size_t& taken, int& error, bool last) {
   taken = 0;
   int next = 0;
   if (waiting_.empty() && fd_) {
     msghdr message{};
     message.msg_iov = vectors;
     message.msg_iovlen = static_cast<size_t>(count);
-    ssize_t n = sendmsg(fd_.get(), &message, MSG_NOSIGNAL);
+    ssize_t n = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | (last ? MSG_MORE : 0));
     if (n < 0 && errno != EAGAIN && errno != EINTR) {
       error = errno;
       return false;
@@ -120,6 +125,10 @@ void SocketEnd::close(bool reset) {
   waiting_.clear();
 }
 
+void SocketEnd::onFault() {
+  if (fd_) user_->onBroken(*this, ENOMEM);
+}
+
 void SocketEnd::onEvents(uint32_t events) {
   if (!fd_) return;
   if (connecting_) {
@@ -145,6 +154,8 @@ void SocketEnd::onEvents(uint32_t events) {
   if (!(events & (EPOLLIN | EPOLLHUP))) return;
   if (read_wanted_) {
     user_->onReadable(*this);
+    // The end is right behind the data: it goes on together with it.
+    if ((events & EPOLLRDHUP) && fd_ && read_wanted_) user_->onReadable(*this);
   } else if (events & EPOLLHUP) {
     // Closed both ways while nobody may read yet: epoll would report it without end.
     worker_.loop.remove(fd_.get());

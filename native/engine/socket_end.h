@@ -22,12 +22,15 @@ class SocketEnd final : public Pollable {
     ~User() = default;
   };
 
-  SocketEnd(Worker& worker, User& user);
+  // `budget`: of the bytes that wait.
+  SocketEnd(Worker& worker, User& user, BufferBudget& budget);
   ~SocketEnd();
 
   void setUser(User& user) { user_ = &user; }
-  // A connected socket, or one whose connect() is in progress.
+  // A socket whose end is noticed from now on, or one whose connect() is in progress.
   void adopt(Fd fd, bool connecting);
+  // A connected socket that is going to be read at once.
+  void adoptConnected(Fd fd);
   bool open() const { return static_cast<bool>(fd_); }
   int fd() const { return fd_.get(); }
 
@@ -36,7 +39,8 @@ class SocketEnd final : public Pollable {
   ssize_t read(uint8_t* out, size_t capacity, int& error);
   // What the kernel takes now of `vectors` goes out, the rest is queued. `taken`: bytes that went out. False:
   // broken.
-  bool write(iovec* vectors, int count, size_t& taken, int& error);
+  // `last`: finish() follows, so that the FIN may go with the last bytes.
+  bool write(iovec* vectors, int count, size_t& taken, int& error, bool last = false);
   // Out at once and before what waits; false unless the kernel takes all of it.
   bool writeFirst(const void* data, size_t n);
   void enqueue(const void* data, size_t n) { waiting_.append(data, n); }
@@ -49,6 +53,7 @@ class SocketEnd final : public Pollable {
   bool finished() const { return shut_; }
   void close(bool reset);
   void onEvents(uint32_t events) override;
+  void onFault() override;
 
  private:
   void update();

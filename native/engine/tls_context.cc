@@ -171,6 +171,9 @@ TlsContext::TlsContext(const Identity& identity, const CertificateBundle& bundle
 #endif
   SSL_CTX_set_options(context, options);
   SSL_CTX_set_num_tickets(context, 0);
+  // What a stranger may make us hold and compute before it is known: a workload's chain is short.
+  SSL_CTX_set_max_cert_list(context, 32 << 10);
+  SSL_CTX_set_verify_depth(context, 8);
   SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
   SSL_CTX_set_mode(context, SSL_MODE_AUTO_RETRY | SSL_MODE_RELEASE_BUFFERS);
   SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);

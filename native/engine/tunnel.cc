@@ -14,6 +14,13 @@
 #include "worker.h"
 
 namespace ebbtide {
+namespace {
+
+// Frames that wait in the library; a peer that reads leaves a few for each of its 200 streams, and 1000
+// PINGs.
+constexpr size_t kMaxQueuedFrames = 4096;
+
+}  // namespace
 
 Tunnel::Tunnel(Worker& worker, std::shared_ptr<Pod> pod, bool server)
     : worker_(worker),
@@ -30,9 +37,12 @@ Tunnel::Tunnel(Worker& worker, std::shared_ptr<Pod> pod, bool server)
         } else {
           close(Reason::kTlsHandshakeTimeout, "the TLS handshake took too long");
         }
-      }) {}
+      }) {
+  worker_.hold(*pod_, 1);
+}
 
 Tunnel::~Tunnel() {
+  worker_.release(*pod_, 1);
   nghttp2_session_del(h2_);
 }
 
@@ -79,6 +89,25 @@ void Tunnel::onEvents(uint32_t events) {
   }
 }
 
+void Tunnel::onFault() {
+  fatal_ = true;  // whatever was under way in the library is not taken up again
+  close(Reason::kInternal, "out of memory");
+}
+
+// Resets of streams that carry bytes are what applications do all day, a hundred of them share a tunnel, and
+// the number of open streams bounds them. Requests that are taken back unanswered cost us a dial each and the
+// peer nothing (CVE-2023-44487).
+void Tunnel::countCancelled() {
+  constexpr uint32_t kCancelledBurst = 1000, kCancelledPerSecond = 100;
+  uint64_t now = worker_.loop.nowUs();
+  uint64_t leaked = (now - cancelled_us_) * kCancelledPerSecond / 1'000'000;
+  if (leaked > 0) {
+    cancelled_ -= static_cast<uint32_t>(std::min<uint64_t>(cancelled_, leaked));
+    cancelled_us_ = now;
+  }
+  if (++cancelled_ > kCancelledBurst) flooded_ = true;
+}
+
 void Tunnel::readSocket() {
   uint8_t* buffer = worker_.receive_buffer.get();
   size_t carried = tls_.carried();
@@ -112,16 +141,23 @@ void Tunnel::readSocket() {
     }
     if (!startHttp2()) return;
   }
+  newest_before_turn_ = nghttp2_session_get_last_proc_stream_id(h2_);
   // Each record is decrypted where it lies and parsed; the streams' data goes out when all were.
   auto status = TlsStream::Status::kWantInput;
   ssize_t taken = 0;
   uint8_t* data = nullptr;
   size_t size = 0;
-  while (taken >= 0 && (status = tls_.next(data, size)) == TlsStream::Status::kDone) {
+  while (taken >= 0 && !flooded_ && (status = tls_.next(data, size)) == TlsStream::Status::kDone) {
     taken = nghttp2_session_mem_recv(h2_, data, size);
+    // Answers to a peer that asks and does not read them.
+    if (nghttp2_session_get_outbound_queue_size(h2_) > kMaxQueuedFrames) flooded_ = true;
   }
   while (auto* handler = data_.popFront()) handler->onTurnData();
   if (!fd_) return;
+  if (flooded_) {
+    close(Reason::kTunnelLost, "the peer floods this connection with requests");
+    return;
+  }
   if (taken < 0) {
     close(Reason::kTunnelLost, std::string("HTTP/2: ") + nghttp2_strerror(static_cast<int>(taken)));
     return;

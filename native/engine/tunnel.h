@@ -51,7 +51,7 @@ class StreamHandler {
   // What send() was given and the library has not framed yet.
   const uint8_t* source_ = nullptr;
   size_t source_size_ = 0;
-  bool source_end_ = false;
+  bool source_end_ = false, answered_ = false;
 };
 
 class Tunnel : public Pollable, public Disposable {
@@ -89,6 +89,7 @@ class Tunnel : public Pollable, public Disposable {
   // Ends it and all its streams at once.
   void close(Reason reason, const std::string& detail);
   void onEvents(uint32_t events) override;
+  void onFault() override;
   // End of the loop's turn: everything queued goes to the kernel. Called by the worker for dirty tunnels.
   void flush();
   // Connection credit that was withheld while too many bytes were buffered.
@@ -133,6 +134,7 @@ class Tunnel : public Pollable, public Disposable {
   void wantWrite(bool want);
   void keepalive();
   void resumeBlocked();
+  void countCancelled();
   bool saturated() const { return tls_.output().size() > kOutputBound; }
 
   // Ciphertext the kernel has not taken, above which applications are not read and frames not produced.
@@ -140,7 +142,7 @@ class Tunnel : public Pollable, public Disposable {
 
   const bool server_;
   bool connecting_ = false, writing_ = false, opened_ = false, pumping_ = false, fatal_ = false;
-  bool credit_changed_ = false;
+  bool credit_changed_ = false, flooded_ = false;
   Fd fd_;
   ListHook<Tunnel> dirty_hook_, credit_hook_;
   List<StreamHandler> streams_, data_, blocked_;
@@ -149,6 +151,10 @@ class Tunnel : public Pollable, public Disposable {
   std::unique_ptr<Stage> stage_;
   Timer phase_timer_;
   uint64_t last_receive_us_ = 0, ping_sent_us_ = 0;
+  // Requests that the peer took back before their answer: a bucket that leaks kCancelledPerSecond.
+  uint32_t cancelled_ = 0;
+  int32_t newest_before_turn_ = 0;  // stream
+  uint64_t cancelled_us_ = 0;
 
   friend class Worker;
 };

@@ -71,6 +71,13 @@ struct Tunnel::Callbacks {
         tunnel->peer_settings_ = true;
         if (!(frame->hd.flags & NGHTTP2_FLAG_ACK)) tunnel->onSettings();
         break;
+      case NGHTTP2_RST_STREAM:
+        // Came together with its request, or before its answer.
+        if (tunnel->server_ && (frame->hd.stream_id > tunnel->newest_before_turn_ ||
+                                (target != nullptr && !target->answered_))) {
+          tunnel->countCancelled();
+        }
+        break;
       case NGHTTP2_GOAWAY:
         tunnel->going_away_ = true;
         tunnel->onGoaway();
@@ -86,7 +93,7 @@ struct Tunnel::Callbacks {
     auto* tunnel = tunnelOf(user);
     // Connection credit on arrival, stream credit on delivery: a reader that stalls never stalls other
     // streams.
-    if (tunnel->worker_.budget().exceeded()) {
+    if (tunnel->pod_->budget.exceeded()) {
       tunnel->withheld_credit_ += n;
       tunnel->worker_.withheld_tunnels.pushBack(tunnel->credit_hook_);
     } else {
@@ -226,7 +233,7 @@ int createSession(nghttp2_session** session, bool server, const EngineConfig& co
   nghttp2_option_set_no_closed_streams(option, 1);
   nghttp2_option_set_peer_max_concurrent_streams(option, 100);  // until the peer's SETTINGS say otherwise
   nghttp2_option_set_max_outbound_ack(option, 1000);            // PING and SETTINGS floods
-  nghttp2_option_set_stream_reset_rate_limit(option, 1000, 100);
+  nghttp2_option_set_stream_reset_rate_limit(option, 1'000'000, 100'000);  // countCancelled() knows better
   nghttp2_option_set_max_continuations(option, 8);
   auto* callbacks = Tunnel::callbacks();
   int error = server ? nghttp2_session_server_new2(session, callbacks, tunnel, option)
@@ -338,6 +345,7 @@ bool Tunnel::submitConnect(StreamHandler& handler, const HeaderFields& fields) {
 void Tunnel::submitAnswer(StreamHandler& handler, const HeaderFields& fields, bool end) {
   auto values = nameValues(fields);
   auto provider = Callbacks::provider();
+  handler.answered_ = true;
   nghttp2_submit_response(h2_, handler.stream_, values.data(), values.size(), end ? nullptr : &provider);
   markDirty();
 }

@@ -1,10 +1,14 @@
 // One thread of the engine.
 #include "worker.h"
 
+#include <fcntl.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -12,6 +16,10 @@ namespace ebbtide {
 namespace {
 
 constexpr size_t kMaxRecordsATurn = 4096;
+// Records are given away at once after a pause, then gathered: at thousands of connections a second the
+// receiving thread wakes twenty times a second instead of once a connection.
+constexpr uint64_t kRecordsPauseUs = 50'000;
+constexpr size_t kRecordsBatch = 512;
 constexpr uint64_t kAskAgainUs = 1'000'000;
 // After this many connections ended and the worker is idle, freed memory goes back to the system.
 constexpr uint64_t kTrimAfter = 500;
@@ -33,9 +41,11 @@ Worker::Worker(Shared& shared, unsigned index)
         while (Flow* flow = flows.front()) flow->cut(Reason::kDrained, "the proxy is stopping");
         checkDrained();
       }),
+      records_timer_([this] { giveRecords(); }),
       trim_timer_([this] { trimMemory(); }) {
   if (getrandom(random_, sizeof random_, 0) != sizeof random_) random_[0] = monotonicUs();
   random_[0] |= 1;
+  spare_ = Fd(open("/dev/null", O_RDONLY | O_CLOEXEC));
 }
 
 Worker::~Worker() {
@@ -67,27 +77,48 @@ void Worker::run() {
 }
 
 void Worker::endTurn() {
-  if (!withheld_tunnels.empty() && !budget().exceeded()) {
-    while (Tunnel* tunnel = withheld_tunnels.popFront()) tunnel->releaseCredit();
-  }
+  withheld_tunnels.forEach([](Tunnel& tunnel) {
+    if (!tunnel.pod()->budget.exceeded()) tunnel.releaseCredit();
+  });
   // Flushing may make tunnels dirty again only by ending streams; what they add goes out with the next turn's
   // events.
   List<Tunnel> dirty;
   dirty_tunnels.moveTo(dirty);
-  while (Tunnel* tunnel = dirty.popFront()) tunnel->flush();
+  while (Tunnel* tunnel = dirty.popFront()) {
+    try {
+      tunnel->flush();
+    } catch (const std::exception&) {
+      tunnel->onFault();
+    }
+  }
   if (!dirty_tunnels.empty()) loop.post([] {});
   if (draining_) checkDrained();
-  if (!records_.empty()) {
-    auto batch = std::move(records_);
-    records_.clear();
-    shared_.events.onAccess(std::move(batch));
+  if (!records_.empty() && !records_timer_.armed()) {
+    uint64_t passed = loop.nowUs() - records_given_us_;
+    if (passed >= kRecordsPauseUs) {
+      giveRecords();
+    } else {
+      loop.arm(records_timer_, kRecordsPauseUs - passed);
+    }
+  } else if (records_.size() >= kRecordsBatch) {
+    giveRecords();
   }
   if (ended_since_trim_ > kTrimAfter && flows.empty() && !trim_timer_.armed())
     loop.arm(trim_timer_, kTrimIdleUs);
   loop.destroyDisposed();
 }
 
+void Worker::giveRecords() {
+  records_timer_.cancel();
+  records_given_us_ = loop.nowUs();
+  if (records_.empty()) return;
+  auto batch = std::move(records_);
+  records_.clear();
+  shared_.events.onAccess(std::move(batch));
+}
+
 void Worker::closeAll() {
+  giveRecords();
   silent_ = true;
   while (Flow* flow = flows.front()) flow->cut(Reason::kDrained, "");
   while (!tunnels_.empty()) tunnels_.begin()->first->close(Reason::kDrained, "");
@@ -185,11 +216,7 @@ void Worker::checkDrained() {
     }
     drain_timer_.cancel();
   }
-  if (!records_.empty()) {
-    auto batch = std::move(records_);
-    records_.clear();
-    shared_.events.onAccess(std::move(batch));
-  }
+  giveRecords();
   auto done = std::move(drained_);
   drained_ = nullptr;
   done();
@@ -199,7 +226,66 @@ void Worker::listConnections(std::vector<ConnectionInfo>& out) {
   flows.forEach([&](Flow& flow) { out.push_back(flow.info()); });
 }
 
+uint32_t Shared::descriptorLimit(const EngineConfig& config) {
+  if (config.max_descriptors != 0) return config.max_descriptors;
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return 1024;
+  return static_cast<uint32_t>(std::min<rlim_t>(files.rlim_cur, 4'000'000) / 10 * 9);
+}
+
+void Worker::hold(Pod& pod, uint32_t n) {
+  pod.descriptors.fetch_add(n, std::memory_order_relaxed);
+  shared_.descriptors.fetch_add(n, std::memory_order_relaxed);
+}
+
+void Worker::release(Pod& pod, uint32_t n) {
+  pod.descriptors.fetch_sub(n, std::memory_order_relaxed);
+  shared_.descriptors.fetch_sub(n, std::memory_order_relaxed);
+}
+
+bool Worker::admits(const Pod& pod) const {
+  uint32_t held = shared_.descriptors.load(std::memory_order_relaxed);
+  return held < shared_.max_descriptors &&
+         pod.descriptors.load(std::memory_order_relaxed) < shared_.max_descriptors - held;
+}
+
+uint32_t Worker::maxHandshakes() const {
+  return std::clamp(shared_.max_descriptors / 16, 16u, 1024u);
+}
+
+bool Worker::shed(int listener) {
+  spare_.reset();
+  Fd accepted(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
+  bool took = static_cast<bool>(accepted);
+  if (took) resetOnClose(accepted.get());
+  accepted.reset();
+  spare_ = Fd(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  return took;
+}
+
+void Worker::refuse(const Acceptor& acceptor, Fd fd, const char* detail) {
+  AccessRecord record;
+  record.inbound = acceptor.role() != Acceptor::Role::kOutbound;
+  record.reason = Reason::kTooManyConnections;
+  record.detail = detail;
+  record.source = peerAddress(fd.get()).value_or(SocketAddress{});
+  record.destination = originalDestination(fd.get()).value_or(SocketAddress{});
+  (record.inbound ? record.destination_workload : record.source_workload) = localWorkload(*acceptor.pod());
+  resetOnClose(fd.get());
+  recordFailure(std::move(record));
+}
+
 void Worker::accept(Acceptor& acceptor, Fd fd) {
+  const Pod& pod = *acceptor.pod();
+  if (!admits(pod)) {
+    refuse(acceptor, std::move(fd), "the pod's share of the proxy's descriptors is used up");
+    return;
+  }
+  if (acceptor.role() == Acceptor::Role::kHbone &&
+      pod.handshakes.load(std::memory_order_relaxed) >= maxHandshakes()) {
+    refuse(acceptor, std::move(fd), "too many unfinished handshakes");
+    return;
+  }
   switch (acceptor.role()) {
     case Acceptor::Role::kOutbound:
       (new OutboundFlow(*this, acceptor.pod(), std::move(fd)))

@@ -24,12 +24,17 @@ namespace ebbtide {
 // What the workers of one engine have in common.
 struct Shared {
   Shared(const EngineConfig& config, EngineEvents& events)
-      : config(config), events(events), state(config.state) {}
+      : config(config), events(events), state(config.state), max_descriptors(descriptorLimit(config)) {}
+  static uint32_t descriptorLimit(const EngineConfig& config);
 
   const EngineConfig config;
   EngineEvents& events;
   State state;
   BufferBudget budget;
+  // Descriptors of connections. A pod may hold as many as are left free: one pod alone gets half of them, and
+  // there are always some for the next.
+  const uint32_t max_descriptors;
+  std::atomic<uint32_t> descriptors{0};
 };
 
 // A worker's gauges; written by it, read by any thread.
@@ -68,6 +73,15 @@ class Worker {
   void wait(Waiter& waiter) { waiters_.pushBack(waiter.waiter_hook_); }
   DialResult dialFrom(const Pod& pod, const SocketAddress& to, const std::optional<SocketAddress>& claim);
 
+  // The descriptors of one connection, from its construction to its destruction.
+  void hold(Pod& pod, uint32_t n);
+  void release(Pod& pod, uint32_t n);
+  // Whether the pod may have further connections.
+  bool admits(const Pod& pod) const;
+  uint32_t maxHandshakes() const;
+  // Out of descriptors: takes one connection with the spare one, and resets it. False: there was none.
+  bool shed(int listener);
+
   void own(std::unique_ptr<Tunnel> tunnel);
   void disown(Tunnel& tunnel);  // disposes of it
   void record(AccessRecord record);
@@ -80,7 +94,6 @@ class Worker {
 
   const EngineConfig& config() const { return shared_.config; }
   const State& state() const { return shared_.state; }
-  BufferBudget& budget() { return shared_.budget; }
   uint64_t connectTimeoutUs() const { return toUs(config().connect_timeout); }
   uint64_t tlsTimeoutUs() const { return toUs(config().tls_timeout); }
   uint64_t answerTimeoutUs() const { return toUs(config().connect_response_timeout); }
@@ -115,7 +128,9 @@ class Worker {
   void endTurn();
   void closeAll();
   void wakeWaiters();
+  void refuse(const Acceptor& acceptor, Fd fd, const char* detail);
   void checkDrained();
+  void giveRecords();
   void trimMemory();
 
   Shared& shared_;
@@ -133,9 +148,12 @@ class Worker {
   bool draining_ = false, silent_ = false;
   std::function<void()> drained_;
   Timer drain_timer_;
+  uint64_t records_given_us_ = 0;
+  Timer records_timer_;
   uint64_t ended_since_trim_ = 0;
   Timer trim_timer_;
   uint64_t random_[2];
+  Fd spare_;
 };
 
 // A listening socket of one role.

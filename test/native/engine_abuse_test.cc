@@ -1,13 +1,23 @@
 // Peers that mean harm: floods, half-open connections, more than their share. The engine stays up, bounded,
 // and serves the others.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/epoll.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <csignal>
+#include <memory>
+#include <new>
 #include <thread>
+#include <vector>
 
+#include "bytes.h"
 #include "lab.h"
+#include "loop.h"
 #include "peer.h"
+#include "socket.h"
 
 namespace ebbtide::test {
 namespace {
@@ -50,6 +60,190 @@ TEST_F(EngineAbuse, AFloodOfKeyUpdatesIsClosed) {
   }
   for (int i = 0; i < 50 && lab.two->stats().hbone_connections > 0; i++) std::this_thread::sleep_for(100ms);
   EXPECT_EQ(lab.two->stats().hbone_connections, 0u);
+}
+
+// A CONNECT request without compression state: every field literal, none indexed.
+std::string connectFrame(uint32_t stream, const std::string& authority) {
+  auto literal = [](char index, const std::string& value) {
+    return std::string(1, index) + static_cast<char>(value.size()) + value;
+  };
+  std::string block = literal('\x02', "CONNECT") + literal('\x01', authority);  // :method, :authority
+  std::string frame = {0, 0, static_cast<char>(block.size()), 1, 4};
+  for (int shift = 24; shift >= 0; shift -= 8) frame += static_cast<char>(stream >> shift);
+  return frame + block;
+}
+
+std::string resetFrame(uint32_t stream) {
+  std::string frame("\0\0\4\3\0", 5);
+  for (int shift = 24; shift >= 0; shift -= 8) frame += static_cast<char>(stream >> shift);
+  return frame + std::string("\0\0\0\x8", 4);  // CANCEL
+}
+
+TEST_F(EngineAbuse, RequestsTakenBackUnansweredAreClosed) {
+  auto good = lab.authority.issue(Lab::kClientUri);
+  TlsClient client(lab, {&good});
+  ASSERT_TRUE(client.accepted);
+  std::string flood = kPreface;
+  for (uint32_t i = 0; i < 1500; i++) {
+    flood += connectFrame(2 * i + 1, "10.77.0.2:8080") + resetFrame(2 * i + 1);
+  }
+  client.write(flood);
+  for (int i = 0; i < 50 && lab.two->stats().hbone_connections > 0; i++) std::this_thread::sleep_for(100ms);
+  EXPECT_EQ(lab.two->stats().hbone_connections, 0u);
+  EXPECT_EQ(lab.two->stats().open_connections, 0u);
+}
+
+TEST_F(EngineAbuse, ResetsOfAnsweredStreamsDoNotEndTheTunnel) {
+  Tcp listener = listenOn(lab.server, 8080);
+  Tcp kept = connectTo(lab.client, Lab::kServerIp, 8080);
+  Tcp kept_far = acceptFrom(listener);
+  ASSERT_TRUE(kept && kept_far);
+  for (int i = 0; i < 1600; i++) {
+    Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
+    Tcp far = acceptFrom(listener);
+    ASSERT_TRUE(near && far) << i;
+    near.abort();
+  }
+  EXPECT_EQ(lab.one->stats().handshakes, 1u);
+  ASSERT_TRUE(kept.send("still here"));
+  EXPECT_EQ(kept_far.receive(10), "still here");
+}
+
+TEST_F(EngineAbuse, AuthoritiesAreLoggedInPart) {
+  auto good = lab.authority.issue(Lab::kClientUri);
+  TlsClient client(lab, {&good});
+  ASSERT_TRUE(client.accepted);
+  // Two lengths of more than 7 bits: 127 + 2000 as HPACK writes it.
+  std::string authority(2127, 'a');
+  std::string block =
+      "\x02\x07"
+      "CONNECT" +
+      std::string("\x01\x7f\xd0\x0f", 4) + authority;
+  std::string frame = {
+      0, static_cast<char>(block.size() >> 8), static_cast<char>(block.size()), 1, 4, 0, 0, 0, 1};
+  ASSERT_TRUE(client.write(kPreface + frame + block));
+  auto record = inboundWith(Reason::kBadRequest);
+  ASSERT_TRUE(record);
+  EXPECT_LE(record->hbone_address.size(), 300u);
+  EXPECT_LE(record->detail.size(), 400u);
+}
+
+TEST(EngineShare, APodMayNotHoldMoreUnfinishedHandshakesThanItsShare) {
+  signal(SIGPIPE, SIG_IGN);
+  Lab lab([](EngineConfig& config) { config.max_descriptors = 200; });  // so 16 handshakes
+  std::vector<Tcp> silent;
+  for (int i = 0; i < 40; i++) silent.push_back(rawTunnel(lab));
+  auto record = lab.two_events.wait(
+      [](const AccessRecord& each) { return each.reason == Reason::kTooManyConnections; });
+  ASSERT_TRUE(record);
+  EXPECT_EQ(record->source.ip.toString(), Lab::kClientIp);
+  silent.clear();
+  auto good = lab.authority.issue(Lab::kClientUri);
+  bool accepted = false;
+  for (int i = 0; i < 20 && !accepted; i++) {
+    accepted = TlsClient(lab, {&good}).accepted;
+    if (!accepted) std::this_thread::sleep_for(100ms);
+  }
+  EXPECT_TRUE(accepted) << "closed connections must give their places back";
+}
+
+TEST(EngineShare, OnePodLeavesDescriptorsToOthers) {
+  Lab lab([](EngineConfig& config) { config.max_descriptors = 100; });
+  Tcp listener = listenOn(lab.server, 8080);
+  std::vector<Tcp> near;
+  for (int i = 0; i < 80; i++) near.push_back(connectTo(lab.client, Lab::kServerIp, 8080));
+  ASSERT_TRUE(lab.one_events.wait(
+      [](const AccessRecord& each) { return each.reason == Reason::kTooManyConnections; }));
+  EXPECT_LE(lab.one->stats().open_connections, 26u);  // two descriptors each, half of a hundred
+  // Another pod of the same node is served.
+  Netns other;
+  other.run("ip link set lo up; ip link add mesh0 type veth peer name mesh1; ip link set mesh0 up");
+  StateDelta delta;
+  delta.workloads = {lab.workload("other", "10.77.0.9", "one")};
+  lab.apply(delta);
+  lab.one->addPod({"other-uid", "other", "default", "other", other.duplicate()});
+  lab.one->connections();
+  connectTo(other, "127.0.0.1", 15001);
+  auto record = lab.one_events.wait(
+      [](const AccessRecord& each) { return each.source_workload && each.source_workload->name == "other"; });
+  ASSERT_TRUE(record);
+  EXPECT_EQ(record->reason, Reason::kLoop) << "served, and then refused for what it asked";
+  for (auto& each : near) {
+    if (each) each.abort();
+  }
+  auto open = [&] { return lab.one->stats().open_connections + lab.two->stats().open_connections; };
+  for (int i = 0; i < 50 && open() > 0; i++) std::this_thread::sleep_for(100ms);
+  EXPECT_EQ(open(), 0u);
+  Tcp again = connectTo(lab.client, Lab::kServerIp, 8080);
+  ASSERT_TRUE(again.send("x"));
+}
+
+TEST(BufferShare, WhoStallsIsHeldBackAndNobodyElse) {
+  BufferBudget whole;
+  std::vector<std::unique_ptr<BufferBudget>> stalled;
+  for (int i = 0; i < 5; i++) stalled.push_back(std::make_unique<BufferBudget>(&whole));
+  BufferBudget quiet(&whole);
+  quiet.add(1u << 20);
+  stalled[0]->add(BufferBudget::kPodCap + 1);
+  EXPECT_TRUE(stalled[0]->exceeded());
+  EXPECT_FALSE(quiet.exceeded());
+  for (int i = 1; i < 5; i++) stalled[i]->add(BufferBudget::kPodCap);
+  EXPECT_TRUE(whole.exceeded());
+  for (auto& each : stalled) EXPECT_TRUE(each->exceeded());
+  EXPECT_FALSE(quiet.exceeded());
+  for (auto& each : stalled) each->subtract(each->used());
+  EXPECT_EQ(whole.used(), quiet.used());
+}
+
+class Throwing final : public Pollable {
+ public:
+  void onEvents(uint32_t) override { throw std::bad_alloc(); }
+  void onFault() override { faults++; }
+  int faults = 0;
+};
+
+TEST(LoopFault, AnExceptionEndsOneConnectionOnly) {
+  Loop loop;
+  int pair[2];
+  ASSERT_EQ(pipe(pair), 0);
+  Fd in(pair[0]), out(pair[1]);
+  Throwing target;
+  loop.add(out.get(), EPOLLOUT, &target);
+  loop.turn(1000);
+  EXPECT_EQ(target.faults, 1);
+  loop.remove(out.get());
+}
+
+// A thread that could not enter a pod's namespace must not dial from where it happens to be.
+TEST(ThreadNamespaces, FailureIsSaidAndTheThreadStaysWhereItWas) {
+  Netns first, second;
+  std::thread([&] {
+    auto here = [] {
+      struct stat now{};
+      stat("/proc/thread-self/ns/net", &now);
+      return now.st_ino;
+    };
+    auto inodeOf = [](int fd) {
+      struct stat found{};
+      fstat(fd, &found);
+      return found.st_ino;
+    };
+    ThreadNamespace place;
+    auto home = here();
+    int a = 0, b = 0, c = 0;
+    EXPECT_EQ(place.enter(&a, first.fd()), 0);
+    EXPECT_EQ(here(), inodeOf(first.fd()));
+    Fd nothing(open("/dev/null", O_RDONLY | O_CLOEXEC));
+    EXPECT_NE(place.enter(&b, nothing.get()), 0);
+    EXPECT_NE(place.enter(&b, -1), 0);
+    EXPECT_EQ(here(), inodeOf(first.fd()));
+    EXPECT_EQ(place.enter(&c, second.fd()), 0);
+    EXPECT_EQ(here(), inodeOf(second.fd()));
+    place.leave(&a);
+    EXPECT_EQ(here(), inodeOf(second.fd()));
+    place.leave(&c);
+    EXPECT_EQ(here(), home);
+  }).join();
 }
 
 }  // namespace
