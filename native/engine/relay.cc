@@ -93,7 +93,10 @@ void StreamRelay::onClosed(uint32_t code) {
     owner_.onStreamRefused(code);
     return;
   }
-  if (code != NGHTTP2_NO_ERROR) {
+  // CANCEL after END_STREAM: the peer said all it had to say and wants no answer, as ztunnel does when its
+  // application is gone. What it said is still delivered. Without END_STREAM it is a truncation, which
+  // ztunnel takes for an end.
+  if (code != NGHTTP2_NO_ERROR && !(code == NGHTTP2_CANCEL && stream_ended_)) {
     end(Reason::kApplicationReset, std::string("RST_STREAM ") + nghttp2_http2_strerror(code));
     return;
   }

@@ -128,6 +128,29 @@ TEST_F(EngineAbuse, AuthoritiesAreLoggedInPart) {
   EXPECT_LE(record->detail.size(), 400u);
 }
 
+// What ztunnel sends when its application finished and then went away.
+TEST_F(EngineAbuse, CancelAfterTheEndIsNoTruncation) {
+  Tcp listener = listenOn(lab.server, 8080);
+  auto good = lab.authority.issue(Lab::kClientUri);
+  TlsClient client(lab, {&good});
+  ASSERT_TRUE(client.accepted);
+  ASSERT_TRUE(client.write(kPreface + connectFrame(1, "10.77.0.2:8080")));
+  Tcp far = acceptFrom(listener);
+  ASSERT_TRUE(far);
+  std::this_thread::sleep_for(100ms);
+  ASSERT_TRUE(client.write(std::string("\0\0\5\0\1\0\0\0\1", 9) + "hello" + resetFrame(1)));
+  EXPECT_EQ(far.receive(5), "hello");
+  EXPECT_EQ(far.receive(1), "");
+  EXPECT_EQ(errno, 0);
+  // Without the end it must not look like one.
+  ASSERT_TRUE(client.write(connectFrame(3, "10.77.0.2:8080")));
+  Tcp cut = acceptFrom(listener);
+  ASSERT_TRUE(cut);
+  std::this_thread::sleep_for(100ms);
+  ASSERT_TRUE(client.write(resetFrame(3)));
+  EXPECT_TRUE(cut.isReset());
+}
+
 TEST(EngineShare, APodMayNotHoldMoreUnfinishedHandshakesThanItsShare) {
   signal(SIGPIPE, SIG_IGN);
   Lab lab([](EngineConfig& config) { config.max_descriptors = 200; });  // so 16 handshakes
