@@ -17,6 +17,9 @@ const { demoCommand } = await import('./cli/demo.js');
 const { uninstallCommand } = await import('./cli/uninstall.js');
 const { controllerCommand } = await import('./controller/command.js');
 const { proxyCommand } = await import('./proxy/command.js');
+const { followNpx } = await import('./mesh/npx.js');
+
+followNpx();
 
 const program = new Command('ebbtide').description('A service mesh without sidecars.').version('0.1.0');
 program.addCommand(controllerCommand());

@@ -1,6 +1,7 @@
 /** The node agent: manifests in; pods captured by the kernel and told to the proxy out. */
 import type { Logger } from '../mesh/log.js';
 import { ManifestSource } from '../mesh/manifests.js';
+import { releaseBpffs } from './mounts.js';
 import { openCapture } from './native-capture.js';
 import { kernelNetns } from './pod-netns.js';
 import { Pods } from './pods.js';
@@ -18,6 +19,9 @@ const GOODBYE_MS = 2000;
 
 /** Starts the agent. Resolves once it has enrolled what it can and listens for proxies. */
 export async function startAgent(settings: AgentSettings, log: Logger): Promise<RunningAgent> {
+  if (settings.bpffsMounted) {
+    log.info({ event: 'bpffs_mounted', path: settings.bpffs }, 'mounted a bpffs, because there was none');
+  }
   const capture = openCapture({ cgroup: settings.cgroup, pinDirectory: settings.pinDirectory });
   log.info({ event: 'capture_open', cgroup: settings.cgroup, pins: settings.pinDirectory }, 'programs are attached');
   const zds: ZdsServer = new ZdsServer(settings.zdsSocket, log, {
@@ -28,7 +32,7 @@ export async function startAgent(settings: AgentSettings, log: Logger): Promise<
   const pods = new Pods({ nodeName: settings.nodeName, capture, proxies: zds, netns: kernelNetns(), log });
   let objects: Parameters<Pods['apply']>[0] | undefined;
   const apply = (): void => {
-    if (objects !== undefined) pods.apply(objects, source.problems().length === 0);
+    if (objects !== undefined) pods.apply(objects, source.complete);
   };
   const source: ManifestSource = new ManifestSource(settings.manifests, log, {
     onChange: (changed) => {
@@ -71,6 +75,7 @@ export async function startAgent(settings: AgentSettings, log: Logger): Promise<
         }
         stopAll();
         capture.close({ remove: !keep });
+        if (!keep) releaseBpffs(settings.bpffs);
         log.info({ event: 'stopped', kept: keep }, keep ? 'stopped; pods stay captured' : 'stopped; nothing is left');
       },
     };

@@ -69,13 +69,11 @@ export function checkCgroup(path: string): void {
   }
 }
 
-/** @throws Error unless the path, or its nearest parent that exists, is on a bpffs */
-export function checkBpffs(path: string): void {
+/** Whether the path, or its nearest parent that exists, is on a bpffs. */
+export function isOnBpffs(path: string): boolean {
   let there = path;
   while (!existsSync(there) && dirname(there) !== there) there = dirname(there);
-  if (magicOf(there, '--bpffs') !== BPF_FS_MAGIC) {
-    throw new Error(`--bpffs ${path} is not on a bpffs; mount one there: mount -t bpf bpf ${path}`);
-  }
+  return magicOf(there, '--bpffs') === BPF_FS_MAGIC;
 }
 
 function magicOf(path: string, flag: string): number {

@@ -2,7 +2,8 @@
 import { join, resolve } from 'node:path';
 import type { Command } from 'commander';
 import { PIN_DIRECTORY_NAME } from './capture.js';
-import { checkBpffs, checkCapabilities, checkCgroup, findCgroupRoot } from './machine.js';
+import { checkCapabilities, checkCgroup } from './machine.js';
+import { DEFAULT_BPFFS, provideBpffs, provideCgroupRoot } from './mounts.js';
 
 export interface AgentSettings {
   /** The node whose pods this agent enrols, as `spec.nodeName` has it. */
@@ -15,6 +16,10 @@ export interface AgentSettings {
   readonly statusSocket: string;
   /** Directory of cgroup2 whose processes are captured. */
   readonly cgroup: string;
+  /** Where the bpffs is; a path of this process where it is outside of its mount namespace. */
+  readonly bpffs: string;
+  /** The agent mounted it. */
+  readonly bpffsMounted: boolean;
   /** Directory of the agent's pins. */
   readonly pinDirectory: string;
   /** At the end leave all pods captured, for the agent that comes next. */
@@ -29,7 +34,6 @@ interface RawOptions {
 }
 
 const DEFAULT_ZDS_SOCKET = '/var/run/ztunnel/ztunnel.sock';
-const DEFAULT_BPFFS = '/sys/fs/bpf';
 
 /** Path of the status socket that belongs to a ZDS socket. */
 export const statusSocketOf = (zdsSocket: string): string => `${zdsSocket}.status`;
@@ -50,7 +54,7 @@ export function addOptions(command: Command): Command {
   else command.option('--manifests <dir>', text, manifests);
   return command
     .option('--cgroup <dir>', 'capture what runs below this directory of cgroup2 (default: the root of cgroup2)')
-    .option('--bpffs <dir>', 'where programs and maps are pinned', DEFAULT_BPFFS)
+    .option('--bpffs <dir>', 'where programs and maps are pinned; a bpffs is mounted there if none is', DEFAULT_BPFFS)
     .option(
       '--keep',
       'leave all pods captured at the end, for the agent that comes next (env EBBTIDE_KEEP_ON_EXIT=true)',
@@ -73,10 +77,10 @@ export function readSettings(options: RawOptions, env: NodeJS.ProcessEnv = proce
     throw new Error(`NODE_NAME ${what}; set it to the name of this node as in spec.nodeName of its pods`);
   }
   checkCapabilities();
-  const cgroup = options.cgroup === undefined ? findCgroupRoot() : resolve(options.cgroup);
+  const cgroup = options.cgroup === undefined ? provideCgroupRoot() : resolve(options.cgroup);
   checkCgroup(cgroup);
   const bpffs = resolve(options.bpffs);
-  checkBpffs(bpffs);
+  const found = provideBpffs(bpffs);
   const zdsSocket = zdsSocketOf(env);
   return {
     nodeName,
@@ -84,7 +88,9 @@ export function readSettings(options: RawOptions, env: NodeJS.ProcessEnv = proce
     zdsSocket,
     statusSocket: statusSocketOf(zdsSocket),
     cgroup,
-    pinDirectory: pinDirectoryOf(bpffs, nodeName),
+    bpffs: found.path,
+    bpffsMounted: found.mounted,
+    pinDirectory: pinDirectoryOf(found.path, nodeName),
     keep: options.keep,
   };
 }

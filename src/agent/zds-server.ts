@@ -194,7 +194,8 @@ export class ZdsServer {
 
   /** A process may end long after its socket; as long as it lives, its listeners and dials are the proxy's. */
   #exited(pid: number): void {
-    if (!this.#trusted.delete(pid)) return;
+    // At the end of the agent all trust goes with its maps.
+    if (!this.#trusted.delete(pid) || this.#closing) return;
     this.#log.info({ event: 'proxy_exited', proxy: pid }, 'the process of a proxy has ended');
     try {
       this.#pods.distrustProxy(pid);

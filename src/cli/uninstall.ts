@@ -18,6 +18,8 @@ export function uninstallCommand(): Command {
         const pins = removePins(directory);
         process.stdout.write(`removed ${pins} pins from ${directory}\n`);
       }
+      const { releaseBpffs } = await import('../agent/mounts.js');
+      if (releaseBpffs(options.bpffs)) process.stdout.write(`unmounted ${options.bpffs}\n`);
     });
 }
 

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { checkBpffs, checkCapabilities, checkCgroup, findCgroupRoot } from '../../src/agent/machine.ts';
+import { checkCapabilities, checkCgroup, findCgroupRoot, isOnBpffs } from '../../src/agent/machine.ts';
+import { outerProcess, provideBpffs } from '../../src/agent/mounts.ts';
 import { pinDirectoryOf, readSettings } from '../../src/agent/settings.ts';
 
 const line = (root: string, point: string, type = 'cgroup2') =>
@@ -23,7 +24,11 @@ describe('the machine', () => {
   it('is refused when it is not what is needed', () => {
     expect(() => checkCgroup('/proc')).toThrow(/no directory of cgroup2/);
     expect(() => checkCgroup('/nowhere')).toThrow(/ENOENT/);
-    expect(() => checkBpffs('/proc/x/y')).toThrow(/mount -t bpf/);
+    expect(isOnBpffs('/proc/x/y')).toBe(false);
+    expect(() => provideBpffs('/proc/x/y', () => undefined)).toThrow(/mount -t bpf.*--bpffs/);
+  });
+  it('has no outer process where nothing hides its mounts', () => {
+    expect(outerProcess()).toBeUndefined();
   });
   it('must give the capabilities, of which each that lacks is named', () => {
     expect(() => checkCapabilities('CapEff:\t0000000000000000')).toThrow(/CAP_NET_ADMIN.*CAP_SYS_ADMIN.*CAP_BPF/);
