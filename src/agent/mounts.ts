@@ -11,6 +11,8 @@ import { findCgroupRoot, isOnBpffs } from './machine.js';
 const MOUNT_SOURCE = 'ebbtide';
 /** Each sysfs has this directory for a mount. */
 const CGROUP_DIRECTORY = '/sys/fs/cgroup';
+/** What the kernel itself puts into each bpffs (CONFIG_BPF_PRELOAD). */
+const PRELOADED: readonly string[] = ['maps.debug', 'progs.debug'];
 /** Where a machine has its bpffs: left mounted, as an init system would. */
 export const DEFAULT_BPFFS = '/sys/fs/bpf';
 
@@ -90,7 +92,7 @@ export function releaseBpffs(path: string): boolean {
   if (!ours) return false;
   try {
     // Another agent's pins would go with the mount.
-    if (readdirSync(path).length > 0) return false;
+    if (readdirSync(path).some((name) => !PRELOADED.includes(name))) return false;
     run('umount', path);
     return true;
   } catch {
