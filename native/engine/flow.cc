@@ -37,6 +37,11 @@ Flow::Flow(Worker& worker, PodPtr pod, bool inbound, uint32_t descriptors)
   worker_.stats.open_connections.fetch_add(1, std::memory_order_relaxed);
 }
 
+void Flow::holdDescriptors(uint32_t n) {
+  worker_.hold(*pod_, n - descriptors_);
+  descriptors_ = n;
+}
+
 Flow::~Flow() {
   worker_.release(*pod_, descriptors_);
   if (!finished_) worker_.stats.open_connections.fetch_sub(1, std::memory_order_relaxed);

@@ -31,7 +31,7 @@ class Flow : public Disposable, public RelayOwner {
   void onRelayEnded(Reason reason, const std::string& detail) override { finish(reason, detail); }
 
  protected:
-  // `descriptors`: most that it opens.
+  // `descriptors`: how many it holds for now.
   Flow(Worker& worker, PodPtr pod, bool inbound, uint32_t descriptors);
 
   // Closes both sides, hard. Called once by cut().
@@ -41,6 +41,8 @@ class Flow : public Disposable, public RelayOwner {
   // Writes the record and disposes of the flow. Its sides are closed already.
   void finish(Reason reason, const std::string& detail);
   bool finished() const { return finished_; }
+  // The flow holds `n` descriptors, at least as many as before.
+  void holdDescriptors(uint32_t n);
 
   Worker& worker_;
   PodPtr pod_;
@@ -52,7 +54,7 @@ class Flow : public Disposable, public RelayOwner {
   ListHook<Flow> hook_;
   TrafficSeries* series_ = nullptr;
   uint64_t started_us_;
-  const uint32_t descriptors_;
+  uint32_t descriptors_;
   bool finished_ = false;
 };
 

@@ -21,7 +21,7 @@ constexpr uint64_t kSameHopPauseUs = 100'000;  // then 200, 300, 400 ms: one sec
 }  // namespace
 
 OutboundFlow::OutboundFlow(Worker& worker, PodPtr pod, Fd application)
-    : Flow(worker, std::move(pod), false, 2),
+    : Flow(worker, std::move(pod), false, 1),
       application_(worker, *this, pod_->budget),
       next_hop_(worker, *this, pod_->budget),
       timer_([this] { onTimer(); }) {
@@ -108,6 +108,7 @@ void OutboundFlow::connectPlain() {
     return;
   }
   keepAlive(fd.get());
+  holdDescriptors(2);
   next_hop_.adopt(std::move(fd), true);
   worker_.loop.arm(timer_, worker_.connectTimeoutUs());
 }

@@ -111,7 +111,7 @@ void Tunnel::countCancelled() {
 void Tunnel::readSocket() {
   uint8_t* buffer = worker_.receive_buffer.get();
   size_t carried = tls_.carried();
-  ssize_t n = recv(fd_.get(), buffer + carried, kTurnBytes - carried, 0);
+  ssize_t n = recv(fd_.get(), buffer + carried, kReceiveBytes - carried, 0);
   if (n < 0) {
     if (errno == EAGAIN || errno == EINTR) return;
     close(opened_ ? Reason::kTunnelLost : Reason::kTlsHandshakeFailed,

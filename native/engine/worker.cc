@@ -24,6 +24,8 @@ constexpr uint64_t kAskAgainUs = 1'000'000;
 // After this many connections ended and the worker is idle, freed memory goes back to the system.
 constexpr uint64_t kTrimAfter = 500;
 constexpr uint64_t kTrimIdleUs = 2'000'000;
+// A pod may hold this many times the descriptors that are free.
+constexpr uint32_t kPodShare = 3;
 
 std::unique_ptr<uint8_t[]> bytes(size_t n) {
   return std::unique_ptr<uint8_t[]>(new uint8_t[n]);  // not make_unique: untouched pages cost nothing
@@ -32,7 +34,7 @@ std::unique_ptr<uint8_t[]> bytes(size_t n) {
 }  // namespace
 
 Worker::Worker(Shared& shared, unsigned index)
-    : receive_buffer(bytes(kTurnBytes)),
+    : receive_buffer(bytes(kReceiveBytes)),
       application_buffer(bytes(kTurnBytes + Tunnel::kHeadroom)),
       pool(*this),
       shared_(shared),
@@ -246,7 +248,7 @@ void Worker::release(Pod& pod, uint32_t n) {
 bool Worker::admits(const Pod& pod) const {
   uint32_t held = shared_.descriptors.load(std::memory_order_relaxed);
   return held < shared_.max_descriptors &&
-         pod.descriptors.load(std::memory_order_relaxed) < shared_.max_descriptors - held;
+         pod.descriptors.load(std::memory_order_relaxed) < kPodShare * (shared_.max_descriptors - held);
 }
 
 uint32_t Worker::maxHandshakes() const {

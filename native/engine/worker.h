@@ -31,8 +31,8 @@ struct Shared {
   EngineEvents& events;
   State state;
   BufferBudget budget;
-  // Descriptors of connections. A pod may hold as many as are left free: one pod alone gets half of them, and
-  // there are always some for the next.
+  // Descriptors of connections. A pod may hold three times as many as are left free: one pod alone gets three
+  // quarters of them, and there are always some for the next.
   const uint32_t max_descriptors;
   std::atomic<uint32_t> descriptors{0};
 };
