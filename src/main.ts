@@ -14,6 +14,7 @@ if (major < 24) {
 const { Command } = await import('commander');
 const { agentCommand } = await import('./agent/command.js');
 const { demoCommand } = await import('./cli/demo.js');
+const { statusCommand } = await import('./cli/status.js');
 const { uninstallCommand } = await import('./cli/uninstall.js');
 const { controllerCommand } = await import('./controller/command.js');
 const { proxyCommand } = await import('./proxy/command.js');
@@ -26,5 +27,6 @@ program.addCommand(controllerCommand());
 program.addCommand(agentCommand());
 program.addCommand(proxyCommand());
 program.addCommand(demoCommand());
+program.addCommand(statusCommand());
 program.addCommand(uninstallCommand());
 await program.parseAsync();
