@@ -15,8 +15,8 @@ namespace ebbtide {
 // Most a connection moves in one turn of the loop, in bytes. Gathering this much before one system call is
 // where the throughput comes from; bounding it is what keeps other connections served.
 constexpr size_t kTurnBytes = 256u << 10;
-// Ciphertext received in one turn: decrypted in place and written out from there, so it should stay in a
-// core's own cache meanwhile, with the kernel's copy of it.
+// Ciphertext received in one turn, decrypted in place and written out from there. Half of kTurnBytes moved no
+// less in our measurements, and takes half the memory.
 constexpr size_t kReceiveBytes = 128u << 10;
 // One TLS record's plaintext.
 constexpr size_t kRecordBytes = 16u << 10;
