@@ -1,17 +1,10 @@
 /** The one place where the capture addon is loaded, and what it exports. */
 
 import { createRequire } from 'node:module';
-import { type AdoptedPod, CaptureError, type CaptureOptions, type CapturePod, type CaptureStatus } from './capture.js';
+import { type Capture, CaptureError, type CaptureOptions } from './capture.js';
 
 /** The addon's class; its errors carry `errno` and `log`. */
-export interface AddonCapture {
-  trustProxy(pid: number): void;
-  distrustProxy(pid: number): void;
-  prepare(pod: CapturePod): void;
-  activate(pod: CapturePod): void;
-  release(uid: string): void;
-  adopted(): AdoptedPod[];
-  status(): CaptureStatus[];
+export interface AddonCapture extends Omit<Capture, 'close'> {
   close(remove: boolean): void;
 }
 

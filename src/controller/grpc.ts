@@ -1,33 +1,6 @@
-/** The two gRPC services of the controller, defined by hand over the generated messages, and the caller's credentials. */
-import type { Metadata, MethodDefinition, ServerErrorResponse, status } from '@grpc/grpc-js';
-import { envoy, istio } from '../mesh/proto/generated.js';
-
-type DeltaDiscoveryRequest = envoy.service.discovery.v3.DeltaDiscoveryRequest;
-type IstioCertificateRequest = istio.v1.auth.IstioCertificateRequest;
-type IstioCertificateResponse = istio.v1.auth.IstioCertificateResponse.$Properties;
-
-const asBuffer = (bytes: Uint8Array): Buffer => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-
-/** Responses are encoded by the stream that makes them, hence bytes here. */
-const deltaAggregatedResources: MethodDefinition<DeltaDiscoveryRequest, Uint8Array> = {
-  path: '/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources',
-  requestStream: true,
-  responseStream: true,
-  requestSerialize: (request) => asBuffer(envoy.service.discovery.v3.DeltaDiscoveryRequest.encode(request).finish()),
-  requestDeserialize: (bytes) => envoy.service.discovery.v3.DeltaDiscoveryRequest.decode(bytes),
-  responseSerialize: asBuffer,
-  responseDeserialize: (bytes) => bytes,
-};
-
-const createCertificate: MethodDefinition<IstioCertificateRequest, IstioCertificateResponse> = {
-  path: '/istio.v1.auth.IstioCertificateService/CreateCertificate',
-  requestStream: false,
-  responseStream: false,
-  requestSerialize: (request) => asBuffer(istio.v1.auth.IstioCertificateRequest.encode(request).finish()),
-  requestDeserialize: (bytes) => istio.v1.auth.IstioCertificateRequest.decode(bytes),
-  responseSerialize: (response) => asBuffer(istio.v1.auth.IstioCertificateResponse.encode(response).finish()),
-  responseDeserialize: (bytes) => istio.v1.auth.IstioCertificateResponse.decode(bytes),
-};
+/** The two gRPC services of the controller, and the caller's credentials. */
+import type { Metadata, ServerErrorResponse, status } from '@grpc/grpc-js';
+import { createCertificate, deltaAggregatedResources } from '../mesh/control-plane.js';
 
 export const discoveryService = { deltaAggregatedResources };
 export const certificateService = { createCertificate };

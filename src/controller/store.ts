@@ -1,10 +1,6 @@
 /** Resources that xDS serves, with a log of what changed when: a stream remembers one number, not fifty thousand names. */
 import { createHash } from 'node:crypto';
 
-export const ADDRESS_TYPE = 'type.googleapis.com/istio.workload.Address';
-export const AUTHORIZATION_TYPE = 'type.googleapis.com/istio.security.Authorization';
-export type TypeUrl = typeof ADDRESS_TYPE | typeof AUTHORIZATION_TYPE;
-
 /** One resource as it goes over the wire. */
 export interface Resource {
   readonly name: string;

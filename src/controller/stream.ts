@@ -1,7 +1,8 @@
 /** One delta xDS stream: requests in, at most one unacknowledged response per type out, in an order that never opens a gap. */
 import { randomBytes } from 'node:crypto';
+import { ADDRESS_TYPE, AUTHORIZATION_TYPE, type TypeUrl } from '../mesh/control-plane.js';
 import { envoy } from '../mesh/proto/generated.js';
-import { ADDRESS_TYPE, AUTHORIZATION_TYPE, type ResourceStore, type TypeUrl } from './store.js';
+import type { ResourceStore } from './store.js';
 import { Subscription, SubscriptionError, type SubscriptionRequest } from './subscription.js';
 
 type Request = envoy.service.discovery.v3.DeltaDiscoveryRequest;

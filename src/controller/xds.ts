@@ -1,9 +1,10 @@
 /** The delta xDS service: authenticates streams, keeps them, and tells all of them when resources changed. */
 import { type ServerDuplexStream, status } from '@grpc/grpc-js';
+import { ADDRESS_TYPE, AUTHORIZATION_TYPE, type TypeUrl } from '../mesh/control-plane.js';
 import type { Logger } from '../mesh/log.js';
 import type { envoy } from '../mesh/proto/generated.js';
 import { bearerToken, grpcError } from './grpc.js';
-import { ADDRESS_TYPE, AUTHORIZATION_TYPE, type Resource, ResourceStore, type TypeUrl } from './store.js';
+import { type Resource, ResourceStore } from './store.js';
 import { type Stores, XdsStream } from './stream.js';
 
 type Request = envoy.service.discovery.v3.DeltaDiscoveryRequest;

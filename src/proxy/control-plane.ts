@@ -2,36 +2,8 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { isIP, isIPv6 } from 'node:net';
 import { checkServerIdentity } from 'node:tls';
-import { type ChannelOptions, Client, credentials, Metadata, type MethodDefinition } from '@grpc/grpc-js';
-import { envoy, istio } from '../mesh/proto/generated.js';
+import { type ChannelOptions, Client, credentials, Metadata } from '@grpc/grpc-js';
 import type { ControlPlaneSettings } from './settings.js';
-
-type DeltaDiscoveryRequest = envoy.service.discovery.v3.DeltaDiscoveryRequest.$Properties;
-type IstioCertificateRequest = istio.v1.auth.IstioCertificateRequest.$Properties;
-type IstioCertificateResponse = istio.v1.auth.IstioCertificateResponse;
-
-const asBuffer = (bytes: Uint8Array): Buffer => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-
-/** Responses stay bytes: what cannot be decoded is the stream's business, and sizes are counted. */
-export const deltaAggregatedResources: MethodDefinition<DeltaDiscoveryRequest, Buffer> = {
-  path: '/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources',
-  requestStream: true,
-  responseStream: true,
-  requestSerialize: (request) => asBuffer(envoy.service.discovery.v3.DeltaDiscoveryRequest.encode(request).finish()),
-  requestDeserialize: (bytes) => envoy.service.discovery.v3.DeltaDiscoveryRequest.decode(bytes),
-  responseSerialize: (bytes) => bytes,
-  responseDeserialize: (bytes) => bytes,
-};
-
-export const createCertificate: MethodDefinition<IstioCertificateRequest, IstioCertificateResponse> = {
-  path: '/istio.v1.auth.IstioCertificateService/CreateCertificate',
-  requestStream: false,
-  responseStream: false,
-  requestSerialize: (request) => asBuffer(istio.v1.auth.IstioCertificateRequest.encode(request).finish()),
-  requestDeserialize: (bytes) => istio.v1.auth.IstioCertificateRequest.decode(bytes),
-  responseSerialize: (response) => asBuffer(istio.v1.auth.IstioCertificateResponse.encode(response).finish()),
-  responseDeserialize: (bytes) => istio.v1.auth.IstioCertificateResponse.decode(bytes),
-};
 
 /** ztunnel's figures. No proxies, no lookups of service configuration, no hidden retries: reconnecting is ours. */
 const CHANNEL_OPTIONS: ChannelOptions = {

@@ -1,24 +1,12 @@
 /** Loads native/engine and gives it the shape of engine.ts. The only file that knows where the addon lies. */
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
-import type {
-  AccessRecord,
-  AccessWorkload,
-  CertificateBundle,
-  ConnectionInfo,
-  Engine,
-  EngineListener,
-  EngineOptions,
-  EngineStats,
-  LocalPod,
-  StateDelta,
-  TrafficSample,
-} from './engine.js';
+import type { AccessRecord, AccessWorkload, Engine, EngineListener, EngineOptions } from './engine.js';
 
 type Field = string | number | undefined;
 
 /** What the addon exports (native/engine/binding.cc). */
-interface Addon {
+interface Addon extends Engine {
   readonly opensslCompiled: string;
   readonly opensslRunning: string;
   readonly trafficLabelNames: readonly string[];
@@ -33,17 +21,6 @@ interface Addon {
     onAccess: (fields: readonly Field[]) => void,
     onCertificateNeeded: (identity: string) => void,
   ): void;
-  start(): void;
-  addPod(pod: LocalPod): void;
-  removePod(uid: string): void;
-  setCertificate(identity: string, bundle: CertificateBundle): void;
-  removeCertificate(identity: string): void;
-  apply(delta: StateDelta): void;
-  traffic(): TrafficSample[];
-  connections(): ConnectionInfo[];
-  stats(): EngineStats;
-  drain(deadlineMs: number): Promise<void>;
-  stopNow(): void;
 }
 
 /** From src/proxy and from dist/proxy alike. */

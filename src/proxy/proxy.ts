@@ -1,5 +1,6 @@
 /** The proxy: engine, node agent, controller and certificate authority put together, and how they stop. */
 
+import { AUTHORIZATION_TYPE } from '../mesh/control-plane.js';
 import { DEFAULT_TRUST_DOMAIN, parseIdentity } from '../mesh/identity.js';
 import type { Logger } from '../mesh/log.js';
 import type { SeqpacketConnection } from '../mesh/seqpacket.js';
@@ -12,7 +13,6 @@ import type { ProxySettings } from './settings.js';
 import { AccessLog } from './telemetry/access-log.js';
 import type { LogStream } from './telemetry/log-stream.js';
 import { XdsClient } from './xds/client.js';
-import { AUTHORIZATION_TYPE } from './xds/decode.js';
 import { MeshState } from './xds/mesh-state.js';
 import { xdsNode } from './xds/node.js';
 import { ZdsClient } from './zds/client.js';

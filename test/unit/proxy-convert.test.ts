@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest';
+import { ADDRESS_TYPE, AUTHORIZATION_TYPE } from '../../src/mesh/control-plane.ts';
 import { istio } from '../../src/mesh/proto/generated.js';
 import type { EnginePolicy, EngineService, EngineWorkload } from '../../src/proxy/engine.ts';
-import { ADDRESS_TYPE, AUTHORIZATION_TYPE, convertResource } from '../../src/proxy/xds/decode.ts';
+import { convertResource } from '../../src/proxy/xds/decode.ts';
 import { policy, service, workload } from './proxy-peer.ts';
 
 const ip = (...bytes: number[]): Uint8Array => Uint8Array.from(bytes);

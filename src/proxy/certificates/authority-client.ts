@@ -1,6 +1,7 @@
 /** Calls to the certificate authority (IstioCertificateService). */
 import { type Client, status } from '@grpc/grpc-js';
-import { callMetadata, createCertificate, openChannel, readRoots } from '../control-plane.js';
+import { createCertificate } from '../../mesh/control-plane.js';
+import { callMetadata, openChannel, readRoots } from '../control-plane.js';
 import type { ControlPlaneSettings } from '../settings.js';
 import { type CheckedCertificate, checkCertificate } from './check.js';
 import { makeCsr, newKey } from './csr.js';

@@ -1,12 +1,12 @@
 /** The delta xDS client: one stream for addresses and policies, opened again for ever, serving from the last state meanwhile. */
 import { type Client, type ClientDuplexStream, connectivityState, type ServiceError, status } from '@grpc/grpc-js';
 import { Backoff } from '../../mesh/backoff.js';
+import { ADDRESS_TYPE, AUTHORIZATION_TYPE, deltaAggregatedResources, type TypeUrl } from '../../mesh/control-plane.js';
 import type { Logger } from '../../mesh/log.js';
 import { envoy } from '../../mesh/proto/generated.js';
-import { callMetadata, deltaAggregatedResources, openChannel, readRoots } from '../control-plane.js';
+import { callMetadata, openChannel, readRoots } from '../control-plane.js';
 import type { StateDelta } from '../engine.js';
 import type { ControlPlaneSettings } from '../settings.js';
-import { ADDRESS_TYPE, AUTHORIZATION_TYPE, type TypeUrl } from './decode.js';
 import type { MeshState } from './mesh-state.js';
 
 type Request = envoy.service.discovery.v3.DeltaDiscoveryRequest.$Properties;

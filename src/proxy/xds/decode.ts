@@ -1,15 +1,12 @@
 /** Bytes of a resource to what the engine takes. */
 import protobuf from 'protobufjs/minimal.js';
+import { AUTHORIZATION_TYPE, type TypeUrl } from '../../mesh/control-plane.js';
 import { istio } from '../../mesh/proto/generated.js';
 import type { EnginePolicy, EngineService, EngineWorkload } from '../engine.js';
 import { ResourceError } from './checks.js';
 import { convertPolicy } from './convert-policy.js';
 import { convertService } from './convert-service.js';
 import { convertWorkload } from './convert-workload.js';
-
-export const ADDRESS_TYPE = 'type.googleapis.com/istio.workload.Address';
-export const AUTHORIZATION_TYPE = 'type.googleapis.com/istio.security.Authorization';
-export type TypeUrl = typeof ADDRESS_TYPE | typeof AUTHORIZATION_TYPE;
 
 /** A converted resource and the key under which the engine knows it. */
 export type Converted =

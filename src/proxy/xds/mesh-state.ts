@@ -1,7 +1,9 @@
 /** What the controller has said so far: versions for reconnecting, bytes for the config dump, and the changes for the engine. */
+
+import { ADDRESS_TYPE, AUTHORIZATION_TYPE, type TypeUrl } from '../../mesh/control-plane.js';
 import type { envoy } from '../../mesh/proto/generated.js';
 import type { EnginePolicy, EngineService, EngineWorkload, StateDelta } from '../engine.js';
-import { ADDRESS_TYPE, AUTHORIZATION_TYPE, type Converted, convertResource, type TypeUrl } from './decode.js';
+import { type Converted, convertResource } from './decode.js';
 
 type DeltaDiscoveryResponse = envoy.service.discovery.v3.DeltaDiscoveryResponse.$Properties;
 
