@@ -1,11 +1,12 @@
 /** What a lab occupies on the machine, all derived from its id, so that a lab whose owner crashed can still be removed. */
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { must, run } from './exec.js';
 import { waitFor } from './wait.js';
 
 /** State of all labs: one directory each, named by the lab's id. */
 export const LABS_DIRECTORY = '/run/ebbtide-lab';
+const DISK_DIRECTORY = '/var/lib/ebbtide-lab';
 const NETNS_DIRECTORY = '/var/run/netns';
 
 /** Root of the cgroup2 hierarchy, from the mount table. */
@@ -17,6 +18,12 @@ export function cgroup2Root(): string {
   throw new Error('no cgroup2 is mounted: mount -t cgroup2 none /sys/fs/cgroup');
 }
 
+/** Roots of the cgroup v1 hierarchies, empty on a machine of cgroup2 alone. */
+export function cgroup1Roots(): string[] {
+  const mounts = readFileSync('/proc/mounts', 'utf8').split('\n');
+  return mounts.map((line) => line.split(' ')).flatMap(([, path, type]) => (type === 'cgroup' && path ? [path] : []));
+}
+
 /** Where one lab keeps its things. */
 export class Ground {
   readonly id: string;
@@ -24,10 +31,13 @@ export class Ground {
   readonly directory: string;
   readonly cgroup: string;
   readonly bpffs: string;
+  /** For what is too large for memory; made by who needs it. */
+  readonly disk: string;
 
   constructor(id: string) {
     this.id = id;
     this.directory = join(LABS_DIRECTORY, id);
+    this.disk = join(DISK_DIRECTORY, id);
     this.cgroup = join(cgroup2Root(), `ebbtide-lab-${id}`);
     this.bpffs = join(this.directory, 'bpf');
   }
@@ -93,7 +103,11 @@ export class Ground {
     for (const name of namespaces.filter((name) => name.startsWith(prefix))) {
       await attempt(() => must(['ip', 'netns', 'delete', name]));
     }
-    await attempt(() => removeCgroup(this.cgroup));
+    // Container runtimes use the hierarchies of cgroup v1 as well, where there are some.
+    for (const root of [dirname(this.cgroup), ...cgroup1Roots()]) {
+      await attempt(() => removeCgroup(join(root, basename(this.cgroup))));
+    }
+    await attempt(() => rmSync(this.disk, { recursive: true, force: true }));
     await attempt(() => rmSync(this.directory, { recursive: true, force: true }));
     if (failures.length > 0) throw new Error(`lab ${this.id} was not removed whole:\n  ${failures.join('\n  ')}`);
   }
