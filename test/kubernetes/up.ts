@@ -1,4 +1,4 @@
-/** `node test/kubernetes/up.ts`: brings the test cluster up, says how to use it, and takes it down at ^C. */
+/** `node --import ./test/lib/typescript.ts test/kubernetes/up.ts`: brings the test cluster up, says how to use it, and takes it down at ^C. */
 import { Cluster } from './lib/cluster.ts';
 
 const started = performance.now();

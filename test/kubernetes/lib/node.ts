@@ -1,14 +1,14 @@
 /**
  * One node of a cluster on this machine: containerd, kubelet and kube-proxy in a network namespace and a mount namespace of
- * their own, in which `/run`, `/var/lib/kubelet`, the CNI folders and `/sys/fs/bpf` are the node's alone. The process ids
- * and the kernel are the machine's.
+ * their own, in which `/run`, `/var/log` and `/sys/fs/bpf` are the node's alone. The process ids and the kernel are the
+ * machine's.
  */
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { stringify } from 'yaml';
 import { type Finished, must, run } from '../../../src/lab/exec.ts';
 import { LabProcess, type Place, placed } from '../../../src/lab/process.ts';
-import { waitFor } from '../../../src/lab/wait.ts';
+import { Hopeless, waitFor } from '../../../src/lab/wait.ts';
 import { binary } from './binaries.ts';
 import type { ControlPlane } from './control-plane.ts';
 import { CLUSTER_DOMAIN } from './control-plane.ts';
@@ -29,7 +29,7 @@ export interface ClusterNodeOptions {
 }
 
 /** Folders of the machine in whose place the node has its own. */
-const OWN_FOLDERS = ['/run', '/var/lib/kubelet', '/var/lib/cni', '/etc/cni', '/var/log', '/opt'] as const;
+const OWN_FOLDERS = ['/run', '/var/log'] as const;
 
 export class ClusterNode {
   readonly name: string;
@@ -69,10 +69,14 @@ export class ClusterNode {
     const argv = ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', script, 'sh'];
     this.#containerd = await this.#start('containerd', [...argv, 'containerd', '--config', config], false);
     const containerd = this.#containerd;
-    await waitFor(`containerd of ${this.name} to answer`, () => this.ctr(['version']).then(({ code }) => code === 0), {
-      timeoutMs: 60_000,
-      hint: () => containerd.tail(),
-    });
+    await waitFor(
+      `containerd of ${this.name} to answer`,
+      async () => {
+        if (!containerd.running) throw new Hopeless(`it ended with ${containerd.fate}`);
+        return (await this.ctr(['version'])).code === 0;
+      },
+      { timeoutMs: 60_000, intervalMs: 200, hint: () => containerd.tail() },
+    );
   }
 
   /** Starts kubelet and kube-proxy. */
@@ -84,7 +88,7 @@ export class ClusterNode {
       `--kubeconfig=${plane.kubeconfig(this.name)}`,
       `--hostname-override=${this.name}`,
       `--node-ip=${this.options.addresses.join(',')}`,
-      '--root-dir=/var/lib/kubelet',
+      `--root-dir=${join(directory, 'kubelet')}`,
     ]);
     this.#kubeProxy = await this.#start('kube-proxy', [
       binary('kube-proxy'),
@@ -132,6 +136,10 @@ export class ClusterNode {
     return path;
   }
 
+  get #cni(): string {
+    return join(this.options.directory, 'cni');
+  }
+
   #socket(): string {
     return join(this.#own('/run'), 'containerd.sock');
   }
@@ -153,19 +161,19 @@ export class ClusterNode {
         'restrict_oom_score_adj = true',
         '[plugins."io.containerd.grpc.v1.cri".cni]',
         'bin_dir = "/usr/lib/cni"',
-        'conf_dir = "/etc/cni/net.d"',
+        `conf_dir = "${this.#cni}"`,
         '',
       ].join('\n'),
     );
-    const cni = join(this.#own('/etc/cni'), 'net.d');
-    mkdirSync(cni, { recursive: true });
+    mkdirSync(this.#cni, { recursive: true });
     const ipam = {
       type: 'host-local',
+      dataDir: join(directory, 'addresses'),
       ranges: podRanges.map((subnet) => [{ subnet }]),
       routes: [{ dst: '0.0.0.0/0' }, { dst: '::/0' }],
     };
     writeFileSync(
-      join(cni, '10-lab.conflist'),
+      join(this.#cni, '10-lab.conflist'),
       JSON.stringify({ cniVersion: '1.0.0', name: 'lab', plugins: [{ type: 'ptp', ipMasq: false, ipam }] }),
     );
     writeFileSync(
@@ -189,7 +197,7 @@ export class ClusterNode {
         maxPods: 250,
         registerWithTaints: [],
         resolvConf: '',
-        volumePluginDir: '/var/lib/kubelet/plugins',
+        volumePluginDir: join(directory, 'plugins'),
         kubeAPIQPS: 100,
         kubeAPIBurst: 200,
       }),
