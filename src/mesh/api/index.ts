@@ -1,0 +1,3 @@
+/** The Kubernetes API as agent and controller use it: single requests, and lists that are kept up to date. */
+export { type Api, ApiError, type ApiOptions, openApi, type RequestOptions } from './api.js';
+export { Watched, type WatchedCounters, type WatchedOptions } from './watched.js';
