@@ -1,10 +1,7 @@
 /** `node --import ./test/lib/typescript.ts test/kubernetes/up.ts`: brings the test cluster up, says how to use it, and takes it down at ^C. */
 import { Cluster } from './lib/cluster.ts';
+import { say } from './lib/report.ts';
 
-const started = performance.now();
-const say = (what: string): void => {
-  process.stdout.write(`${((performance.now() - started) / 1000).toFixed(1).padStart(6)} s  ${what}\n`);
-};
 const cluster = await Cluster.create(say);
 say('the cluster is up');
 const control = cluster.ground.netnsPath('control');

@@ -136,6 +136,7 @@ export class ControlPlane {
       `--secure-port=${API_PORT}`,
       `--bind-address=${address}`,
       `--advertise-address=${address}`,
+      '--kubelet-preferred-address-types=InternalIP',
     ]);
     const apiServer = this.#apiServer;
     await waitFor(

@@ -84,6 +84,7 @@ export async function makeToolsImage(directory: string): Promise<string> {
     await copyLibraries(extension, root);
   }
   for (const program of ['client.py', 'server.py']) cpSync(join(PEERS, program), join(root, 'programs', program));
+  cpSync(join(PROGRAMS, 'load.py'), join(root, 'programs/load.py'));
   writeFileSync(join(root, 'etc/passwd'), 'root:x:0:0:root:/:/bin/sh\n');
   return pack(directory, TOOLS_IMAGE, root, ['/bin/sleep', 'infinity']);
 }
