@@ -1,11 +1,18 @@
 /** IstioCertificateService: who may have a certificate of whom. */
-import { type ServerUnaryCall, type sendUnaryData, status } from '@grpc/grpc-js';
+import {
+  type Metadata,
+  ServerInterceptingCall,
+  type ServerInterceptor,
+  type ServerUnaryCall,
+  type sendUnaryData,
+  status,
+} from '@grpc/grpc-js';
 import { type Identity, parseIdentity } from '../mesh/identity.js';
 import type { Logger } from '../mesh/log.js';
 import type { istio } from '../mesh/proto/generated.js';
 import { type Authority, grantedTtl } from './authority.js';
 import { publicKeyOfRequest } from './csr.js';
-import { bearerToken, grpcError } from './grpc.js';
+import { bearerToken, certificateService, grpcError } from './grpc.js';
 
 type Request = istio.v1.auth.IstioCertificateRequest;
 type Response = istio.v1.auth.IstioCertificateResponse.$Properties;
@@ -27,6 +34,42 @@ class Refusal extends Error {}
 
 /** Requests that are signed at once; further ones are told to come again. */
 const MAX_CONCURRENT = 256;
+const REFUSED = { code: status.UNAUTHENTICATED, details: 'request authentication failure' };
+
+/**
+ * Looks at the token of a CreateCertificate call before any of its message is read: the limit of a message's size is one
+ * that only xDS needs, and nobody without a token is to make the controller hold so much.
+ */
+export function certificateGate({ log, nodeOf }: Pick<CertificateServiceOptions, 'log' | 'nodeOf'>): ServerInterceptor {
+  return (method, call) => {
+    if (method.path !== certificateService.createCertificate.path) return new ServerInterceptingCall(call);
+    return new ServerInterceptingCall(call, {
+      start: (next) =>
+        next({
+          onReceiveMetadata: (metadata, pass) => {
+            try {
+              callingNode(metadata, nodeOf);
+            } catch (error) {
+              const fields = { peer: call.getPeer(), reason: (error as Error).message };
+              log.warn({ event: 'ca_refused', ...fields }, 'refused a certificate');
+              call.sendStatus(REFUSED);
+              return;
+            }
+            pass(metadata);
+          },
+        }),
+    });
+  };
+}
+
+/** The node whose token the call carries. @throws Refusal */
+function callingNode(metadata: Metadata, nodeOf: CertificateServiceOptions['nodeOf']): string {
+  const token = bearerToken(metadata);
+  if (token === undefined) throw new Refusal('no bearer token');
+  const node = nodeOf(token);
+  if (node === undefined) throw new Refusal('unknown token');
+  return node;
+}
 
 /** Handler of CreateCertificate. */
 export function certificateHandler(options: CertificateServiceOptions) {
@@ -44,7 +87,7 @@ export function certificateHandler(options: CertificateServiceOptions) {
           const fields = { peer: call.getPeer(), identity: impersonated(call.request)?.slice(0, 512) };
           if (error instanceof Refusal) {
             options.log.warn({ event: 'ca_refused', ...fields, reason: error.message }, 'refused a certificate');
-            callback(grpcError(status.UNAUTHENTICATED, 'request authentication failure'));
+            callback(grpcError(REFUSED.code, REFUSED.details));
           } else {
             options.log.error({ event: 'ca_failed', ...fields, err: error }, 'could not sign a certificate');
             callback(grpcError(status.INTERNAL, 'the certificate could not be signed'));
@@ -61,10 +104,7 @@ async function createCertificate(
   { log, authority, trustDomain, ttlSeconds, nodeOf, runsOn }: CertificateServiceOptions,
   call: ServerUnaryCall<Request, Response>,
 ): Promise<Response> {
-  const token = bearerToken(call.metadata);
-  if (token === undefined) throw new Refusal('no bearer token');
-  const node = nodeOf(token);
-  if (node === undefined) throw new Refusal('unknown token');
+  const node = callingNode(call.metadata, nodeOf);
   const identity = readIdentity(impersonated(call.request), trustDomain);
   if (!runsOn(node, identity.namespace, identity.serviceAccount)) {
     throw new Refusal(`no pod of ${identity.namespace}/${identity.serviceAccount} is scheduled on node ${node}`);

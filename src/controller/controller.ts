@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { Server } from '@grpc/grpc-js';
 import type { Logger } from '../mesh/log.js';
 import { createAuthority } from './authority.js';
-import { certificateHandler } from './certificates.js';
+import { certificateGate, certificateHandler } from './certificates.js';
 import { Debounce } from './debounce.js';
 import { certificateService, discoveryService } from './grpc.js';
 import { type ClusterObjects, namespaceOf, type Problem, serviceAccountOf } from './objects.js';
@@ -134,7 +134,7 @@ async function start(
   );
 
   const own = await renewingCredentials(() => authority, serverNames(settings.listen, settings.clusterDomain), log);
-  const server = new Server(SERVER_OPTIONS);
+  const server = new Server({ ...SERVER_OPTIONS, interceptors: [certificateGate({ log, nodeOf })] });
   server.addService(discoveryService, { deltaAggregatedResources: xds.handle.bind(xds) });
   server.addService(certificateService, {
     createCertificate: certificateHandler({

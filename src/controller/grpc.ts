@@ -3,7 +3,17 @@ import type { Metadata, ServerErrorResponse, status } from '@grpc/grpc-js';
 import { createCertificate, deltaAggregatedResources } from '../mesh/control-plane.js';
 
 export const discoveryService = { deltaAggregatedResources };
-export const certificateService = { createCertificate };
+/** A CSR is a few KiB, also with the largest key that is signed. */
+export const MAX_CERTIFICATE_REQUEST_BYTES = 64 << 10;
+export const certificateService = {
+  createCertificate: {
+    ...createCertificate,
+    requestDeserialize: (bytes: Buffer): ReturnType<typeof createCertificate.requestDeserialize> => {
+      if (bytes.length > MAX_CERTIFICATE_REQUEST_BYTES) throw new RangeError(`a request of ${bytes.length} bytes`);
+      return createCertificate.requestDeserialize(bytes);
+    },
+  },
+};
 
 /** The bearer token of a call, or undefined where there is not exactly one. */
 export function bearerToken(metadata: Metadata): string | undefined {

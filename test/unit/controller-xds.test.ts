@@ -2,6 +2,7 @@
 import { execFile, execFileSync } from 'node:child_process';
 import { X509Certificate } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { connect as connectHttp2, type IncomingHttpHeaders } from 'node:http2';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -472,6 +473,58 @@ describe('CreateCertificate', () => {
     expect(events('ca_refused')).toHaveLength(refusals.length);
     expect(events('ca_signed')).toHaveLength(0);
   });
+
+  test('without a token a request is refused before its message is read, however long it says it is', async () => {
+    await start({ pods: [pod('a', '10.0.0.1')] });
+    const answer = await beginCall(undefined, 31 << 20);
+    expect(answer['grpc-status']).toBe(`${status.UNAUTHENTICATED}`);
+    expect(events('ca_refused')).toMatchObject([{ reason: 'no bearer token' }]);
+  });
+
+  test('a request with a token waits for its message', async () => {
+    await start({ pods: [pod('a', '10.0.0.1')] });
+    const header = String(bearer(data, 'n1').get('authorization')[0]);
+    expect(await beginCall(header, 31 << 20)).toEqual({});
+  });
+
+  test('a request that is far longer than any CSR is refused, also with a token', async () => {
+    await start({ pods: [pod('a', '10.0.0.1')] });
+    const connection = client();
+    await expect(createCertificate(connection, bearer(data, 'n1'), 'x'.repeat(65 << 10), identity)).rejects.toThrow(
+      /deserializing/,
+    );
+    await expect(createCertificate(connection, bearer(data, 'n1'), 'x'.repeat(63 << 10), identity)).rejects.toThrow(
+      /authentication failure/,
+    );
+    expect(events('ca_signed')).toHaveLength(0);
+  });
+
+  /** Sends the headers of a call and the start of a message; the answer's headers, none where none came in a second. */
+  async function beginCall(authorizationHeader: string | undefined, length: number): Promise<IncomingHttpHeaders> {
+    const session = connectHttp2(`https://127.0.0.1:${controller.port}`, {
+      ca: readFileSync(join(data, 'root-cert.pem')),
+      servername: 'localhost',
+    });
+    try {
+      const call = session.request({
+        ':method': 'POST',
+        ':path': '/istio.v1.auth.IstioCertificateService/CreateCertificate',
+        'content-type': 'application/grpc',
+        te: 'trailers',
+        ...(authorizationHeader === undefined ? {} : { authorization: authorizationHeader }),
+      });
+      const start = Buffer.alloc(5 + 1000);
+      start.writeUInt32BE(length, 1);
+      call.write(start);
+      return await new Promise((resolve, reject) => {
+        call.once('response', resolve);
+        call.once('error', reject);
+        setTimeout(() => resolve({}), 1000);
+      });
+    } finally {
+      session.destroy();
+    }
+  }
 });
 
 test('the log of changes is bounded: a stream that stays behind is ended, not remembered without end', async () => {
