@@ -16,6 +16,7 @@ Napi::Function Connection::define(Napi::Env env) {
                          InstanceMethod<&Connection::receive>("receive"),
                          InstanceMethod<&Connection::want_writable>("wantWritable"),
                          InstanceMethod<&Connection::close>("close"),
+                         InstanceMethod<&Connection::peer_alive>("peerAlive"),
                          InstanceAccessor<&Connection::peer>("peer"),
                      });
 }
@@ -143,6 +144,10 @@ void Connection::close(const Napi::CallbackInfo& info) {
 
 Napi::Value Connection::peer(const Napi::CallbackInfo&) {
   return peer_.Value();
+}
+
+Napi::Value Connection::peer_alive(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), process_ != nullptr && is_running(process_->fd()));
 }
 
 }  // namespace ebbtide::seqpacket

@@ -31,6 +31,8 @@ class Connection : public Napi::ObjectWrap<Connection> {
   // close(keepProcess): closes the socket; the peer process is watched on if wanted, until it ends.
   void close(const Napi::CallbackInfo& info);
   Napi::Value peer(const Napi::CallbackInfo& info);
+  // peerAlive(): whether the peer process has not ended; false also once nobody watches it.
+  Napi::Value peer_alive(const Napi::CallbackInfo& info);
 
   void adopt(Napi::Env env, int fd);
   void emit(const char* event);

@@ -159,4 +159,13 @@ Result<int> peer_pidfd(int socket, pid_t pid) {
   return fd < 0 ? Result<int>{errno, -1} : Result<int>{0, fd};
 }
 
+bool is_running(int pidfd) {
+  pollfd process{pidfd, POLLIN, 0};
+  int ready;
+  do {
+    ready = poll(&process, 1, 0);
+  } while (ready < 0 && errno == EINTR);
+  return ready == 0;
+}
+
 }  // namespace ebbtide::seqpacket

@@ -65,4 +65,7 @@ Result<Peer> peer_of(int socket);
 // ESRCH: the process has ended.
 Result<int> peer_pidfd(int socket, pid_t pid);
 
+// Whether the process of the descriptor has not ended, so that its process id is still its own.
+bool is_running(int pidfd);
+
 }  // namespace ebbtide::seqpacket

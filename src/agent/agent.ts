@@ -3,8 +3,9 @@ import type { Logger } from '../mesh/log.js';
 import { ManifestSource } from '../mesh/manifests.js';
 import { releaseBpffs } from './mounts.js';
 import { openCapture } from './native-capture.js';
-import { kernelNetns } from './pod-netns.js';
+import { kernelNetns, processNetns } from './pod-netns.js';
 import { Pods } from './pods.js';
+import { misplaced } from './proxy-place.js';
 import type { AgentSettings } from './settings.js';
 import { serveStatus } from './status.js';
 import { ZdsServer } from './zds-server.js';
@@ -24,8 +25,14 @@ export async function startAgent(settings: AgentSettings, log: Logger): Promise<
   }
   const capture = openCapture({ cgroup: settings.cgroup, pinDirectory: settings.pinDirectory });
   log.info({ event: 'capture_open', cgroup: settings.cgroup, pins: settings.pinDirectory }, 'programs are attached');
+  const places = {
+    allowed: settings.proxyNetns,
+    own: processNetns('self'),
+    podOf: (cookie: bigint) => pods.ofNetns(cookie),
+  };
   const zds: ZdsServer = new ZdsServer(settings.zdsSocket, log, {
     workloads: () => pods.workloads(),
+    misplaced: (pid) => misplaced(processNetns(pid), places),
     trustProxy: (pid) => capture.trustProxy(pid),
     distrustProxy: (pid) => capture.distrustProxy(pid),
   });

@@ -106,6 +106,11 @@ export class EnrolledPod implements ZdsWorkload {
     return this.#prepared || (this.#captured && this.#state !== 'left');
   }
 
+  /** SO_NETNS_COOKIE of its network namespace, once that was found. */
+  get netnsCookie(): bigint | undefined {
+    return this.#netns?.cookie;
+  }
+
   netnsFd(): number | undefined {
     return this.#prepared ? this.#netns?.fd : undefined;
   }

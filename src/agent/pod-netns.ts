@@ -23,11 +23,19 @@ function canonical(address: string): string {
   return host.replace(/^\[|\]$/g, '');
 }
 
+/** SO_NETNS_COOKIE of the network namespace that a process is in, by its first thread. Throws when it has ended. */
+export function processNetns(pid: number | 'self'): bigint {
+  const fd = openNetns(`/proc/${pid}/ns/net`);
+  try {
+    return netnsCookie(fd);
+  } finally {
+    closeFd(fd);
+  }
+}
+
 /** Network namespaces of this kernel. */
 export function kernelNetns(): NetnsFinder {
-  const ownFd = openNetns('/proc/self/ns/net');
-  const own = netnsCookie(ownFd);
-  closeFd(ownFd);
+  const own = processNetns('self');
   return {
     open(path, addresses) {
       const fd = openNetns(path);

@@ -42,6 +42,8 @@ interface Seen {
   readonly namespace: string;
   readonly name: string;
   readonly reason: NotEnrolledReason | '';
+  readonly netnsPath: string | undefined;
+  readonly addresses: readonly string[];
 }
 
 export class Pods {
@@ -49,13 +51,16 @@ export class Pods {
   readonly #enrolled = new Map<string, EnrolledPod>();
   /** Captured by an agent before this one, and not looked for yet. */
   readonly #adopted = new Set<string>();
+  /** By SO_NETNS_COOKIE. */
+  readonly #adoptedNetns = new Map<bigint, string>();
   #seen = new Map<string, Seen>();
   #verify: NodeJS.Timeout | undefined;
 
   constructor(options: PodsOptions) {
     this.#options = options;
-    for (const { uid, state } of options.capture.adopted()) {
+    for (const { uid, state, cookie } of options.capture.adopted()) {
       this.#adopted.add(uid);
+      this.#adoptedNetns.set(cookie, uid);
       options.log.info({ event: 'pod_adopted', uid, state }, 'a pod is captured since before this agent');
     }
     this.#verify = setInterval(() => {
@@ -81,7 +86,8 @@ export class Pods {
         continue;
       }
       const decision = decideEnrolment(pod, namespaces.get(namespace));
-      seen.set(uid, { uid, namespace, name, reason: decision.enrol ? '' : decision.reason });
+      const { netnsPath, addresses } = wantedOf(pod);
+      seen.set(uid, { uid, namespace, name, reason: decision.enrol ? '' : decision.reason, netnsPath, addresses });
       if (decision.enrol) this.#want(wantedOf(pod));
       else this.#unwant(uid, decision.reason);
     }
@@ -96,6 +102,26 @@ export class Pods {
       told.push({ uid, name: '', namespace: '', serviceAccount: '', netnsFd: () => undefined });
     }
     return told;
+  }
+
+  /** The pod of this node whose network namespace has this cookie, in the mesh or not; undefined where it is no pod's. */
+  ofNetns(cookie: bigint): string | undefined {
+    for (const pod of this.#enrolled.values()) {
+      if (pod.netnsCookie === cookie) return `${pod.namespace}/${pod.name}`;
+    }
+    const adopted = this.#adoptedNetns.get(cookie);
+    if (adopted !== undefined) return adopted;
+    for (const { namespace, name, netnsPath, addresses } of this.#seen.values()) {
+      if (netnsPath === undefined) continue;
+      try {
+        const netns = this.#options.netns.open(netnsPath, addresses);
+        this.#options.netns.close(netns);
+        if (netns.cookie === cookie) return `${namespace}/${name}`;
+      } catch {
+        // A pod without a namespace has no process in it either.
+      }
+    }
+    return undefined;
   }
 
   /** Every pod of this node, with what the datapath says of those it knows. */

@@ -1,9 +1,10 @@
 /** What the agent can be told: every flag and environment name of `ebbtide agent` is read here, with its default. */
 import { join, resolve } from 'node:path';
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import { PIN_DIRECTORY_NAME } from './capture.js';
 import { checkCapabilities, checkCgroup } from './machine.js';
 import { DEFAULT_BPFFS, provideBpffs, provideCgroupRoot } from './mounts.js';
+import type { ProxyNetns } from './proxy-place.js';
 
 export interface AgentSettings {
   /** The node whose pods this agent enrols, as `spec.nodeName` has it. */
@@ -22,6 +23,8 @@ export interface AgentSettings {
   readonly bpffsMounted: boolean;
   /** Directory of the agent's pins. */
   readonly pinDirectory: string;
+  /** Network namespaces in which a proxy may run. */
+  readonly proxyNetns: ProxyNetns;
   /** At the end leave all pods captured, for the agent that comes next. */
   readonly keep: boolean;
 }
@@ -31,6 +34,7 @@ interface RawOptions {
   readonly cgroup?: string;
   readonly bpffs: string;
   readonly keep: boolean;
+  readonly proxyNetns: ProxyNetns;
 }
 
 const DEFAULT_ZDS_SOCKET = '/var/run/ztunnel/ztunnel.sock';
@@ -59,6 +63,15 @@ export function addOptions(command: Command): Command {
       '--keep',
       'leave all pods captured at the end, for the agent that comes next (env EBBTIDE_KEEP_ON_EXIT=true)',
       process.env.EBBTIDE_KEEP_ON_EXIT === 'true',
+    )
+    .addOption(
+      new Option(
+        '--proxy-netns <which>',
+        "where a proxy may run: in the agent's own network namespace, or in any that is no pod's (for a ztunnel in a pod)",
+      )
+        .choices(['own', 'any'])
+        .default('own')
+        .env('EBBTIDE_PROXY_NETNS'),
     )
     .addHelpText(
       'after',
@@ -91,6 +104,7 @@ export function readSettings(options: RawOptions, env: NodeJS.ProcessEnv = proce
     bpffs: found.path,
     bpffsMounted: found.mounted,
     pinDirectory: pinDirectoryOf(found.path, nodeName),
+    proxyNetns: options.proxyNetns,
     keep: options.keep,
   };
 }

@@ -98,6 +98,11 @@ export class ZdsConnection {
     return this.#request(() => ({ data: WorkloadRequest.encode({ snapshotSent: {} }).finish() }));
   }
 
+  /** Whether the proxy's process lives, so that its process id is its own. */
+  processAlive(): boolean {
+    return this.#connection.peerAlive();
+  }
+
   close(reason: string): void {
     this.#end(reason);
   }

@@ -13,6 +13,8 @@ export class NoProxy extends Error {
 export interface ZdsPods {
   /** All pods that the proxy is to serve now. A workload without a descriptor is one whose namespace is not known yet. */
   workloads(): readonly ZdsWorkload[];
+  /** Why a process may not be a proxy, by the network namespace it runs in. Throws when that cannot be found out. */
+  misplaced(pid: number): string | undefined;
   /** Called before the first pod is told to a process. Throws when it cannot be trusted. */
   trustProxy(pid: number): void;
   /** Called when a trusted process has ended. */
@@ -24,6 +26,8 @@ export type ProxyView = { readonly serves: true } | { readonly serves: false; re
 
 const ACCEPTS_PER_SECOND = 5;
 const MAX_CONNECTIONS = 16;
+/** Trusted processes are looked at again this often, and before a pod is told of. */
+const RECHECK_MS = 1000;
 
 export class ZdsServer {
   readonly #path: string;
@@ -36,6 +40,7 @@ export class ZdsServer {
   /** Last error of each pod that the newest proxy does not serve. */
   readonly #errors = new Map<string, string>();
   #server: SeqpacketServer | undefined;
+  #recheck: NodeJS.Timeout | undefined;
   #closing = false;
 
   constructor(path: string, log: Logger, pods: ZdsPods) {
@@ -52,11 +57,13 @@ export class ZdsServer {
         this.#log.warn({ event: 'zds_accept_failed', path: this.#path, err: error }, 'a connection was not accepted');
       },
     });
+    this.#recheck = setInterval(() => this.#checkPlaces(), RECHECK_MS);
     this.#log.info({ event: 'zds_listening', path: this.#path }, 'waiting for proxies');
   }
 
   close(): void {
     this.#closing = true;
+    clearInterval(this.#recheck);
     this.#server?.close();
     for (const connection of [...this.#open]) connection.close('the agent stops');
   }
@@ -79,6 +86,7 @@ export class ZdsServer {
    * @throws NoProxy when none is there, ProxyRefusal when the proxy cannot serve the pod now
    */
   async add(workload: ZdsWorkload): Promise<void> {
+    this.#checkPlaces();
     for (;;) {
       const newest = this.#ready.at(-1);
       if (newest === undefined) throw new NoProxy('waiting for proxy');
@@ -135,6 +143,11 @@ export class ZdsServer {
       refuse('only root, or the user that runs the agent, can be a proxy');
       return;
     }
+    const misplaced = this.#misplaced(pid);
+    if (misplaced !== undefined) {
+      refuse(misplaced);
+      return;
+    }
     if (this.#open.size >= MAX_CONNECTIONS) {
       refuse(`${MAX_CONNECTIONS} proxies are connected already`);
       return;
@@ -150,7 +163,15 @@ export class ZdsServer {
   #greeted(connection: ZdsConnection): void {
     const { pid } = connection;
     try {
+      // Again, since it may have moved since it connected; and after it is trusted, since it may have meanwhile.
+      const before = this.#misplaced(pid);
+      if (before !== undefined) throw new Error(before);
       this.#pods.trustProxy(pid);
+      const after = this.#misplaced(pid) ?? (connection.processAlive() ? undefined : 'its process has ended');
+      if (after !== undefined) {
+        this.#pods.distrustProxy(pid);
+        throw new Error(after);
+      }
     } catch (error) {
       this.#log.error({ event: 'zds_not_trusted', proxy: pid, err: error }, 'a proxy cannot be trusted');
       connection.close(`it cannot be trusted: ${(error as Error).message}`);
@@ -192,15 +213,47 @@ export class ZdsServer {
     }
   }
 
-  /** A process may end long after its socket; as long as it lives, its listeners and dials are the proxy's. */
-  #exited(pid: number): void {
-    // At the end of the agent all trust goes with its maps.
-    if (!this.#trusted.delete(pid) || this.#closing) return;
-    this.#log.info({ event: 'proxy_exited', proxy: pid }, 'the process of a proxy has ended');
+  /** Why a process may not be a proxy; that its namespace is not known is a reason too. */
+  #misplaced(pid: number): string | undefined {
+    try {
+      return this.#pods.misplaced(pid);
+    } catch (error) {
+      return `its network namespace cannot be found out: ${(error as Error).message}`;
+    }
+  }
+
+  /** Takes back the trust in processes that have moved, or whose namespace has become a pod's. */
+  #checkPlaces(): void {
+    for (const pid of [...this.#trusted]) {
+      let reason: string | undefined;
+      try {
+        reason = this.#pods.misplaced(pid);
+      } catch {
+        // It ends, which will be seen; or the agent lacks something, which is no reason to stop all traffic.
+      }
+      if (reason === undefined) continue;
+      this.#log.error({ event: 'zds_distrusted', proxy: pid, reason }, 'a process is not trusted as a proxy any more');
+      this.#distrust(pid);
+      for (const connection of [...this.#open]) {
+        if (connection.pid === pid) connection.close(`it is not trusted any more: ${reason}`);
+      }
+    }
+  }
+
+  #distrust(pid: number): void {
+    this.#trusted.delete(pid);
     try {
       this.#pods.distrustProxy(pid);
     } catch (error) {
-      this.#log.error({ event: 'distrust_failed', proxy: pid, err: error }, 'a dead process could not be distrusted');
+      this.#log.error({ event: 'distrust_failed', proxy: pid, err: error }, 'a process could not be distrusted');
     }
+  }
+
+  /** A process may end long after its socket; as long as it lives, its listeners and dials are the proxy's. */
+  #exited(pid: number): void {
+    // At the end of the agent all trust goes with its maps.
+    if (!this.#trusted.has(pid) || this.#closing) return;
+    this.#log.info({ event: 'proxy_exited', proxy: pid }, 'the process of a proxy has ended');
+    this.#distrust(pid);
   }
 }

@@ -10,6 +10,7 @@ interface NativeConnection {
   send(data: Uint8Array, fd: number): boolean;
   receive(): SeqpacketMessage | null | undefined;
   wantWritable(wanted: boolean): void;
+  peerAlive(): boolean;
   close(keepProcess: boolean): void;
 }
 
@@ -108,6 +109,10 @@ class Connection implements SeqpacketConnection {
   onPeerExit(listener: () => void): void {
     this.#onPeerExit = listener;
     if (this.#peerGone) setImmediate(listener);
+  }
+
+  peerAlive(): boolean {
+    return !this.#peerGone && this.#native.peerAlive();
   }
 
   close(): void {

@@ -25,6 +25,11 @@ export interface SeqpacketConnection {
   onClose(listener: (error?: Error) => void): void;
   /** Called once when the peer *process* has ended (pidfd), which is later than or equal to the socket's end. */
   onPeerExit(listener: () => void): void;
+  /**
+   * Whether the peer process has not ended, asked now: what was read of it by its process id before was its own. False also
+   * after `close` where nobody listens for its end.
+   */
+  peerAlive(): boolean;
   close(): void;
 }
 

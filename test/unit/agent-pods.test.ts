@@ -327,3 +327,29 @@ describe('a pod that was captured before', () => {
     expect(pods.report()).toEqual([]);
   });
 });
+
+describe('a network namespace', () => {
+  it('is known as that of a pod, in the mesh or not, by its cookie', async () => {
+    pods.apply(objects([podObject()]), true);
+    await pass(0);
+    expect(pods.ofNetns(1n)).toBe('team/p');
+    expect(pods.ofNetns(2n)).toBeUndefined();
+    pods.apply(objects([podObject()], team('none')), true);
+    await pass(1000);
+    expect(pods.report()[0]?.state).toBe('not enrolled');
+    expect(pods.ofNetns(1n)).toBe('team/p');
+    world.cookies.clear();
+    expect(pods.ofNetns(1n)).toBeUndefined();
+  });
+
+  it('is known while its pod waits, and where an agent before this one captured it', async () => {
+    world.failing.add('prepare');
+    pods.apply(objects([podObject()]), true);
+    await pass(0);
+    expect(pods.ofNetns(1n)).toBe('team/p');
+    pods.stop();
+    world.adopted = [{ uid: 'q', cookie: 5n, state: 'captured', addresses: [] }];
+    open();
+    expect(pods.ofNetns(5n)).toBe('q');
+  });
+});

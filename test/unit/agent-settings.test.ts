@@ -38,7 +38,7 @@ describe('the machine', () => {
 });
 
 describe('settings', () => {
-  const raw = { manifests: 'm', bpffs: '/sys/fs/bpf', keep: false };
+  const raw = { manifests: 'm', bpffs: '/sys/fs/bpf', keep: false, proxyNetns: 'own' } as const;
   it.each([[undefined], [''], ['../x'], ['UPPER']])('refuse NODE_NAME %s', (name) => {
     expect(() => readSettings(raw, name === undefined ? {} : { NODE_NAME: name })).toThrow(/NODE_NAME.*spec.nodeName/);
   });

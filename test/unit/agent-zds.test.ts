@@ -75,6 +75,7 @@ beforeEach(() => {
   events = [];
   server = new ZdsServer(path, pino({ level: 'silent' }), {
     workloads: () => workloads,
+    misplaced: () => undefined,
     trustProxy: (pid) => events.push(`trust ${pid}`),
     distrustProxy: (pid) => events.push(`distrust ${pid}`),
   });
