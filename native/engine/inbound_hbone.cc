@@ -229,6 +229,11 @@ void InboundStreamFlow::refuse(int status, Reason reason, const std::string& det
 }
 
 void InboundStreamFlow::onStreamRefused(uint32_t code) {
+  if (!headers_done_) {
+    // The library reset the stream: what it received is no request of HTTP at all.
+    cut(Reason::kBadRequest, "the request is malformed HTTP/2");
+    return;
+  }
   cut(Reason::kApplicationReset, std::string("the client left: RST_STREAM ") + nghttp2_http2_strerror(code));
 }
 

@@ -102,7 +102,7 @@ int verifyPeer(X509_STORE_CTX* store, void*) {
   return 0;
 }
 
-int selectH2(SSL*, const unsigned char** out, unsigned char* out_length, const unsigned char* offered,
+int selectH2(SSL* ssl, const unsigned char** out, unsigned char* out_length, const unsigned char* offered,
              unsigned int offered_length, void*) {
   for (unsigned i = 0; i < offered_length; i += 1u + offered[i]) {
     if (offered[i] == 2 && i + 2 < offered_length && offered[i + 1] == 'h' && offered[i + 2] == '2') {
@@ -111,6 +111,9 @@ int selectH2(SSL*, const unsigned char** out, unsigned char* out_length, const u
       return SSL_TLSEXT_ERR_OK;
     }
   }
+  auto& check = *static_cast<PeerCheck*>(SSL_get_app_data(ssl));
+  check.failure = Reason::kH2HandshakeFailed;
+  check.detail = "the peer offers other protocols than HTTP/2 (ALPN h2)";
   return SSL_TLSEXT_ERR_ALERT_FATAL;
 }
 

@@ -57,6 +57,8 @@ export interface Credentials {
 }
 
 export interface CertificateOptions {
+  /** Distinguished name. Default: empty, as workloads have it. */
+  readonly subject?: string;
   /** URI SAN; undefined: none. */
   readonly identity?: string;
   /** Who signs; undefined: the certificate's own key. */
@@ -79,8 +81,8 @@ export async function makeCertificate(
   const signingKey = options.issuer?.signingKey ?? keys.privateKey;
   const certificate = await x509.X509CertificateGenerator.create({
     serialNumber: randomSerial(),
-    subject: '',
-    issuer: options.issuer?.certificate.subject ?? '',
+    subject: options.subject ?? '',
+    issuer: options.issuer?.certificate.subject ?? options.subject ?? '',
     notBefore: options.notBefore ?? new Date(Date.now() - HOUR_MS),
     notAfter: options.notAfter ?? new Date(Date.now() + HOUR_MS),
     signingAlgorithm: ECDSA_SHA256,

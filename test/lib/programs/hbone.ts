@@ -70,7 +70,7 @@ async function main(spec: HboneSpec): Promise<HboneResult> {
     socket?.destroy();
     return result;
   }
-  const session = connectHttp2(`https://${spec.host}`, { createConnection: () => socket });
+  const session = connectHttp2('https://hbone', { createConnection: () => socket });
   const answers: HboneAnswer[] = [];
   for (const request of spec.requests) {
     const stream = session.request(request.headers, { endStream: false });
