@@ -247,7 +247,7 @@ static int run_connect(int argc, char** argv) {
   socklen_t n = parse(&to, argv[2], atoi(argv[3])), m;
   int protocol = 0, fast_open = 0, non_blocking = 0, uring = 0, again = 0, one = 1, result, early = 0,
       deferred = 0, hold = 0;
-  char answer[256] = "", early_peer[80] = "", before[80];
+  char answer[256] = "", early_peer[80] = "", before[80], *say = 0;
   for (int i = 4; i < argc; i++)
     if (!strcmp(argv[i], "mptcp")) protocol = IPPROTO_MPTCP;
   int fd = socket(to.ss_family, SOCK_STREAM | SOCK_CLOEXEC, protocol);
@@ -260,6 +260,7 @@ static int run_connect(int argc, char** argv) {
     if (!strcmp(option, "uring")) uring = 1;
     if (!strcmp(option, "hold")) hold = 1;
     if (!strcmp(option, "again")) again = number;
+    if (!strcmp(option, "say")) say = value;
     if (!strcmp(option, "fastopen")) fast_open = 1;
     if (!strcmp(option, "v6only")) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
     if (!strcmp(option, "deferred")) {
@@ -333,6 +334,7 @@ static int run_connect(int argc, char** argv) {
       if (write(fd, answer, strlen(answer)) < 0) die("write");
     return 0;
   }
+  if (say && dprintf(fd, "%s\n", say) < 0) die("write");
   read_answer(fd, answer, sizeof(answer));
   printf("{\"ok\":true,\"local\":\"%s\",\"peer\":\"%s\",\"early\":\"%s\",\"answer\":\"%s\"}\n", before,
          peer_name(fd), early ? early_peer : "", answer);
