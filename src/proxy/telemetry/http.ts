@@ -21,7 +21,7 @@ export interface HttpListener {
 
 export interface HttpOptions {
   readonly what: string;
-  /** Undefined: all addresses, both families. */
+  /** Undefined: all addresses, both families. On a loopback address only this host is served. */
   readonly host?: string;
   readonly port: number;
   readonly routes: ReadonlyMap<string, HttpRoute>;
@@ -37,6 +37,12 @@ export async function listenHttp(options: HttpOptions): Promise<HttpListener> {
     void answer(options, request, response);
   });
   server.maxConnections = MAX_CONNECTIONS;
+  if (isLoopback(options.host)) {
+    // A node with route_localnet, which kube-proxy may set, takes packets for 127.0.0.1 also from its pods.
+    server.on('connection', (socket) => {
+      if (!isLoopback(socket.remoteAddress)) socket.destroy();
+    });
+  }
   await listen(server, options);
   server.on('error', options.onError);
   return {
@@ -47,6 +53,8 @@ export async function listenHttp(options: HttpOptions): Promise<HttpListener> {
     },
   };
 }
+
+const isLoopback = (address: string | undefined): boolean => address === '::1' || address?.startsWith('127.') === true;
 
 async function answer(options: HttpOptions, request: IncomingMessage, response: ServerResponse): Promise<void> {
   let result: HttpAnswer;
