@@ -116,7 +116,9 @@ function signature(paths: readonly string[]): string {
   return paths
     .map((path) => {
       const stats = statSync(path, { bigint: true, throwIfNoEntry: false });
-      return stats === undefined ? 'none' : `${stats.ino}:${stats.size}:${stats.mode}:${stats.mtimeNs}:${stats.ctimeNs}`;
+      return stats === undefined
+        ? 'none'
+        : `${stats.ino}:${stats.size}:${stats.mode}:${stats.mtimeNs}:${stats.ctimeNs}`;
     })
     .join(' ');
 }

@@ -102,7 +102,9 @@ describe('a controller that is away', () => {
           const dump = await node.configDump();
           const names = (list: unknown) => (list as { name: string }[]).map(({ name }) => name);
           const has = [...names(dump.workloads), ...names(dump.services), ...names(dump.policies)];
-          return !has.includes('spare') && !names(dump.services).includes('server') && !has.includes('deny-client-watch');
+          return (
+            !has.includes('spare') && !names(dump.services).includes('server') && !has.includes('deny-client-watch')
+          );
         },
         { hint: () => processes(lab) },
       );

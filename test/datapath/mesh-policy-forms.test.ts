@@ -133,7 +133,8 @@ const ROWS: readonly Row[] = [
   },
   {
     name: 'ipBlocks, one address and one block',
-    policies: ({ alice, neighbour }) => deny(source({ ipBlocks: [alice.addresses.v4, `${neighbour.addresses.v4}/24`] })),
+    policies: ({ alice, neighbour }) =>
+      deny(source({ ipBlocks: [alice.addresses.v4, `${neighbour.addresses.v4}/24`] })),
     refused: only('alice', 'neighbour'),
   },
   {
@@ -183,7 +184,8 @@ const ROWS: readonly Row[] = [
   },
   {
     name: 'from and to of one rule are ANDed',
-    policies: () => deny([{ from: [{ source: { namespaces: ['friends'] } }], to: [{ operation: { ports: [watch] } }] }]),
+    policies: () =>
+      deny([{ from: [{ source: { namespaces: ['friends'] } }], to: [{ operation: { ports: [watch] } }] }]),
     refused: { bob: [PORT.watch], neighbour: [PORT.watch] },
   },
   {
@@ -198,7 +200,8 @@ const ROWS: readonly Row[] = [
   },
   {
     name: 'DENY with parts of layer 7 denies what the rest of the rule says',
-    policies: () => deny([{ from: [{ source: { namespaces: ['friends'] } }], to: [{ operation: { methods: ['GET'] } }] }]),
+    policies: () =>
+      deny([{ from: [{ source: { namespaces: ['friends'] } }], to: [{ operation: { methods: ['GET'] } }] }]),
     refused: only('bob', 'neighbour'),
     reported: 'methods',
   },
@@ -346,10 +349,7 @@ const ROWS: readonly Row[] = [
   },
   {
     name: 'UNSET inherits STRICT from the namespace, a port is excepted',
-    policies: () => [
-      peerAuthentication('default', 'meshed', 'STRICT'),
-      workloadPeers('UNSET', { [watch]: 'DISABLE' }),
-    ],
+    policies: () => [peerAuthentication('default', 'meshed', 'STRICT'), workloadPeers('UNSET', { [watch]: 'DISABLE' })],
     refused: { outsider: [PORT.whoami] },
   },
 ];
@@ -389,7 +389,10 @@ describe('forms of policy', () => {
         const word = (port: Port) => (refused === 'all' || refused.includes(port) ? 'refused' : 'allowed');
         expected[who] = Object.fromEntries(PORTS.map((port) => [port, word(port)]));
         seen[who] = Object.fromEntries(
-          Object.entries(said[index] ?? {}).map(([port, outcome]) => [port, outcome === 'data' ? 'allowed' : 'refused']),
+          Object.entries(said[index] ?? {}).map(([port, outcome]) => [
+            port,
+            outcome === 'data' ? 'allowed' : 'refused',
+          ]),
         );
       }
       expect(seen, JSON.stringify(said)).toEqual(expected);

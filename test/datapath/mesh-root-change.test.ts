@@ -43,9 +43,17 @@ describe('root change', () => {
     const bundle = read(data, 'root-cert.pem');
     const key = read(data, 'root-key.pem');
     const cases: { file: string; content: string; mode?: number; reason: string }[] = [
-      { file: 'root-cert.pem', content: next.certificate, reason: 'none of its 1 certificates belongs to root-key.pem' },
+      {
+        file: 'root-cert.pem',
+        content: next.certificate,
+        reason: 'none of its 1 certificates belongs to root-key.pem',
+      },
       { file: 'root-cert.pem', content: '', reason: 'none of its 0 certificates belongs to root-key.pem' },
-      { file: 'root-cert.pem', content: `${bundle}${damaged(next.certificate)}`, reason: 'certificate 2 cannot be read' },
+      {
+        file: 'root-cert.pem',
+        content: `${bundle}${damaged(next.certificate)}`,
+        reason: 'certificate 2 cannot be read',
+      },
       { file: 'root-key.pem', content: 'no key at all', reason: 'cannot be used as the root key' },
       { file: 'root-key.pem', content: next.key, reason: 'none of its 1 certificates belongs to root-key.pem' },
       { file: 'root-key.pem', content: key, mode: 0o644, reason: 'others can read the root key' },
@@ -55,12 +63,19 @@ describe('root change', () => {
       replace(data, file, content, mode);
       await waitFor(
         `the controller to refuse ${file}: ${reason}`,
-        () => logOf(lab).slice(mark).find((line) => line.event === 'root_refused' && String(line.reason).includes(reason)),
+        () =>
+          logOf(lab)
+            .slice(mark)
+            .find((line) => line.event === 'root_refused' && String(line.reason).includes(reason)),
         { timeoutMs: 5000, hint: () => processes(lab) },
       );
       replace(data, file, file === 'root-key.pem' ? key : bundle);
       await sleep(1500);
-      expect(logOf(lab).slice(mark).filter(({ event }) => event === 'root_changed')).toEqual([]);
+      expect(
+        logOf(lab)
+          .slice(mark)
+          .filter(({ event }) => event === 'root_changed'),
+      ).toEqual([]);
     }
     expect(await client(near, 'echo', server.addresses.v4, PORT.echo)).toEqual({ ok: true });
   });
@@ -77,7 +92,10 @@ describe('root change', () => {
         replace(data, file, content);
         const line = await waitFor(
           `the controller to take ${file}`,
-          () => logOf(lab).slice(mark).find(({ event }) => event === 'root_changed'),
+          () =>
+            logOf(lab)
+              .slice(mark)
+              .find(({ event }) => event === 'root_changed'),
           { timeoutMs: 5000, hint: () => processes(lab) },
         );
         expect(line).toMatchObject(expected);
@@ -85,7 +103,11 @@ describe('root change', () => {
         const settled = Date.parse(String(line.settledAt)) - Date.now();
         expect(settled).toBeLessThanOrEqual(LIFETIME_SECONDS * 1000);
         await sleep(settled);
-        expect(logOf(lab).slice(mark).filter(({ event }) => event === 'root_change_abrupt')).toEqual([]);
+        expect(
+          logOf(lab)
+            .slice(mark)
+            .filter(({ event }) => event === 'root_change_abrupt'),
+        ).toEqual([]);
       };
       const [old, fresh] = [fingerprint(first), fingerprint(next.certificate)];
       await step('root-cert.pem', `${first}${next.certificate}`, { signing: old, added: [fresh], removed: [] });
@@ -119,11 +141,18 @@ describe('root change', () => {
     const mark = logOf(lab).length;
     // The certificate alone does not fit the key: refused. With the key it is whole.
     replace(data, 'root-cert.pem', another.certificate);
-    await waitFor('the half pair to be refused', () => logOf(lab).slice(mark).find((line) => line.event === 'root_refused'));
+    await waitFor('the half pair to be refused', () =>
+      logOf(lab)
+        .slice(mark)
+        .find((line) => line.event === 'root_refused'),
+    );
     replace(data, 'root-key.pem', another.key);
     await waitFor(
       'the warning',
-      () => logOf(lab).slice(mark).find(({ event }) => event === 'root_change_abrupt'),
+      () =>
+        logOf(lab)
+          .slice(mark)
+          .find(({ event }) => event === 'root_change_abrupt'),
       { hint: () => processes(lab) },
     );
     // It is a matter of one lifetime, and no restart, until everybody has a certificate of the new root.
@@ -136,7 +165,12 @@ describe('root change', () => {
 const read = (directory: string, name: string): string => readFileSync(join(directory, name), 'utf8');
 
 /** As an operator does it: written beside, then renamed. */
-function replace(directory: string, name: string, content: string, mode = name === 'root-key.pem' ? 0o600 : 0o644): void {
+function replace(
+  directory: string,
+  name: string,
+  content: string,
+  mode = name === 'root-key.pem' ? 0o600 : 0o644,
+): void {
   const staged = join(directory, `.${name}.new`);
   writeFileSync(staged, content);
   chmodSync(staged, mode);
@@ -163,7 +197,9 @@ const fingerprint = (pem: string): string => new X509Certificate(pem).fingerprin
 
 function logOf(lab: Lab): Record<string, unknown>[] {
   const text = readFileSync(lab.controller?.log ?? '', 'utf8');
-  return text.split('\n').flatMap((line) => (line.startsWith('{') ? [JSON.parse(line) as Record<string, unknown>] : []));
+  return text
+    .split('\n')
+    .flatMap((line) => (line.startsWith('{') ? [JSON.parse(line) as Record<string, unknown>] : []));
 }
 
 /** Fingerprints of all roots that any workload of either node trusts. */
@@ -179,5 +215,11 @@ async function rootsInUse(lab: Lab): Promise<string[]> {
 
 /** Processes of the mesh, none of which is to be another one afterwards. */
 function pidsOf(lab: Lab): (number | undefined)[] {
-  return [lab.controller?.pid, lab.node(1).agent?.pid, lab.node(1).proxy?.pid, lab.node(2).agent?.pid, lab.node(2).proxy?.pid];
+  return [
+    lab.controller?.pid,
+    lab.node(1).agent?.pid,
+    lab.node(1).proxy?.pid,
+    lab.node(2).agent?.pid,
+    lab.node(2).proxy?.pid,
+  ];
 }
