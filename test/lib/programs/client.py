@@ -135,6 +135,19 @@ def probe(host, port, more):
     return outcomes
 
 
+def spread(host, port, count):
+    """Asks so many times who answers: connections by the server's own address, and failures."""
+    servers, failures = {}, {}
+    for _ in range(int(count)):
+        try:
+            with dial(host, port, 15) as connection:
+                local = json.loads(read_all(connection))["local"]
+                servers[local] = servers.get(local, 0) + 1
+        except (OSError, ValueError) as error:
+            failures[str(error)] = failures.get(str(error), 0) + 1
+    return {"servers": servers, "failures": failures}
+
+
 def bind_first(host, port, own):
     """Binds its own address and a port before it connects."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as connection:
@@ -260,6 +273,7 @@ COMMANDS = {
     "send-reset": send_reset,
     "refused": refused,
     "probe": probe,
+    "spread": spread,
     "bind-first": bind_first,
     "fast-open": fast_open,
     "many": many,
