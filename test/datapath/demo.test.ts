@@ -122,7 +122,7 @@ describe('the demo', () => {
   }
 
   it(
-    'npm killed with -9 while the demo is kept up: the demo ends by itself and takes everything away',
+    'npm killed with -9 in the middle of it: the demo ends by itself and takes everything away',
     async () => {
       demo = new Demo(['npm', 'run', 'demo', '--', '--keep']);
       await demo.says('without a mesh');

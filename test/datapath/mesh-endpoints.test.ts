@@ -162,7 +162,6 @@ describe('endpoints', () => {
   for (const [what, deadOne] of [
     ['a captured pod in which nothing listens', () => pod(made.dead)],
     ['a plain pod in which nothing listens', () => pod(made.deadPlain)],
-    ['an address that nobody has', () => ({ addresses: [NO_ONE] })],
   ] as const) {
     it(`${what} behind a Service costs no connection: another endpoint is tried before any byte was sent`, async () => {
       const { far, lab } = made;
@@ -186,6 +185,16 @@ describe('endpoints', () => {
       }
     });
   }
+
+  it('an endpoint that never answers is left after the connect timeout, and the connection is made elsewhere', async () => {
+    const { far } = made;
+    const { address } = await sliced('half-silent', [{ addresses: [NO_ONE] }, pod(far)]);
+    const started = performance.now();
+    // All at once, since each that gets the silent one waits.
+    const said = await Promise.all(Array.from({ length: 12 }, () => spread(address, 1)));
+    for (const each of said) expect(each).toEqual({ failures: {}, servers: { [far.addresses.v4]: 1 } });
+    expect(performance.now() - started, 'one at least had the silent one first').toBeGreaterThan(9000);
+  });
 
   it('after a dead captured pod, a plain one is reached in plaintext and said to be', async () => {
     const { plain, dead, lab } = made;

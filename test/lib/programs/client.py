@@ -162,7 +162,7 @@ def bind_first(host, port, own):
 def fast_open(host, port, how):
     """Sends with the connecting call itself (MSG_FASTOPEN), or lets connect() wait for the first bytes."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as connection:
-        connection.settimeout(30)
+        # Blocking: a time limit makes Python use it without, and then the first send says that it is under way.
         if how == "option":
             connection.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
             connection.connect((host, port))
