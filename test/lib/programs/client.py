@@ -155,8 +155,8 @@ def bind_first(host, port, own):
         connection.bind((own, 0))
         bound = connection.getsockname()[1]
         connection.connect((host, port))
-        kept = connection.getsockname()[1] == bound
-        return {**json.loads(read_all(connection)), "own": plain(connection.getsockname()), "kept": kept}
+        own = connection.getsockname()
+        return {**json.loads(read_all(connection)), "own": plain(own), "kept": own[1] == bound}
 
 
 def fast_open(host, port, how):
@@ -169,8 +169,9 @@ def fast_open(host, port, how):
             connection.sendall(b"fast-open")
         else:
             connection.sendto(b"fast-open", socket.MSG_FASTOPEN, (host, port))
+        remote = plain(connection.getpeername())
         connection.shutdown(socket.SHUT_WR)
-        return {"ok": read_all(connection) == b"fast-open", "remote": plain(connection.getpeername())}
+        return {"ok": read_all(connection) == b"fast-open", "remote": remote}
 
 
 def many(host, port, count):
