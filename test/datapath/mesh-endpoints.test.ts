@@ -9,7 +9,6 @@ const TIMES = 30;
 const SERVER = fileURLToPath(new URL('../lib/programs/server.py', import.meta.url));
 /** The lab's pods have their addresses in 10.244; the nodes' are of nobody in the mesh. */
 const FOREIGN = '172.30.0.2';
-const NO_ONE = '10.244.2.250';
 
 async function endpointsLab(lab: Lab) {
   lab.namespace('meshed', { mesh: true });
@@ -22,6 +21,11 @@ async function endpointsLab(lab: Lab) {
   const deadPlain = await lab.pod({ name: 'dead', namespace: 'plain', node: 2 });
   const plain = await lab.pod({ name: 'live', namespace: 'plain', node: 2 });
   for (const pod of [near, far, plain]) await startServer(pod);
+  const silent = await lab.pod({ name: 'silent', namespace: 'plain', node: 2 });
+  await must(placed(silent.place, ['nft', 'add table ip silent']));
+  await must(
+    placed(silent.place, ['nft', 'add chain ip silent input { type filter hook input priority 0; policy drop; }']),
+  );
   const node2 = { netns: lab.ground.netnsPath('node2'), cgroup: lab.ground.subgroup('tools') };
   const log = `${lab.ground.directory}/logs/foreign.log`;
   await LabProcess.start('foreign server', node2, ['python3', SERVER], { log });
@@ -43,7 +47,7 @@ async function endpointsLab(lab: Lab) {
   }
   await lab.startMesh();
   for (const pod of [near, far]) await captured(lab, from, pod);
-  return { from, near, far, dead, deadPlain, plain };
+  return { from, near, far, dead, deadPlain, plain, silent };
 }
 
 type Made = Awaited<ReturnType<typeof endpointsLab>> & { lab: Lab };
@@ -187,8 +191,8 @@ describe('endpoints', () => {
   }
 
   it('an endpoint that never answers is left after the connect timeout, and the connection is made elsewhere', async () => {
-    const { far } = made;
-    const { address } = await sliced('half-silent', [{ addresses: [NO_ONE] }, pod(far)]);
+    const { far, silent } = made;
+    const { address } = await sliced('half-silent', [pod(silent), pod(far)]);
     const started = performance.now();
     // All at once, since each that gets the silent one waits.
     const said = await Promise.all(Array.from({ length: 12 }, () => spread(address, 1)));
