@@ -20,7 +20,8 @@ const { controllerCommand } = await import('./controller/command.js');
 const { proxyCommand } = await import('./proxy/command.js');
 const { followNpx } = await import('./mesh/npx.js');
 
-followNpx();
+// A demo without its terminal still takes away what it made.
+followNpx(process.argv[2] === 'demo' ? 'SIGTERM' : 'SIGKILL');
 
 const program = new Command('ebbtide').description('A service mesh without sidecars.').version('0.1.0');
 program.addCommand(controllerCommand());

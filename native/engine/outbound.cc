@@ -76,6 +76,12 @@ void OutboundFlow::route() {
     return;
   }
   setLoad(route_.destination_workload);
+  // An endpoint that was tried before may have been reached otherwise than this one will be.
+  mutual_tls_ = false;
+  record_.hbone_address.clear();
+  record_.source_identity.clear();
+  record_.destination_identity.clear();
+  record_.trace_id.clear();
   if (route_.kind == OutboundRoute::Kind::kPlaintext) {
     connectPlain();
     return;
@@ -154,13 +160,19 @@ void OutboundFlow::onPoolFailed(Reason reason, const std::string& detail, int er
   hopFailed(reason, detail, error);
 }
 
+// Excludes the endpoint that failed from the next choice; false where there is no other or tries are used up.
+bool OutboundFlow::tryAnotherEndpoint() {
+  if (!route_.can_retry || !route_.destination_workload || ++tries_ >= kMaxTries) return false;
+  tried_.push_back(route_.destination_workload->uid);
+  return true;
+}
+
 // No byte of the application has left yet: another endpoint, or a pod that is just being enrolled, may be
 // tried.
 void OutboundFlow::hopFailed(Reason reason, const std::string& detail, int error) {
   timer_.cancel();
   bool connect_failed = error != 0;
-  if (connect_failed && route_.can_retry && ++tries_ < kMaxTries && route_.destination_workload) {
-    tried_.push_back(route_.destination_workload->uid);
+  if (connect_failed && tryAnotherEndpoint()) {
     route();
     return;
   }
@@ -210,6 +222,14 @@ void OutboundFlow::onStreamHeaders() {
   if (status_.starts_with('1')) return;
   timer_.cancel();
   if (status_ != "200") {
+    // The far proxy could not reach its application: no byte of ours has left, another endpoint may do.
+    if (status_ == "503" && tryAnotherEndpoint()) {
+      stream_->abandon(NGHTTP2_CANCEL);
+      // Not from within the answer's callback, whose stream goes when the next one is made.
+      phase_ = Phase::kRetryPause;
+      worker_.loop.arm(timer_, 0);
+      return;
+    }
     cut(Reason::kConnectRejected, "HTTP status " + status_ + " for CONNECT " + route_.authority);
     return;
   }

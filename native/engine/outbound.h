@@ -35,6 +35,7 @@ class OutboundFlow final : public Flow, private SocketEnd::User, private PoolWai
   void resolve();
   void route();
   void connectPlain();
+  bool tryAnotherEndpoint();
   void hopFailed(Reason reason, const std::string& detail, int error);
   void setLoad(const WorkloadPtr& workload);
   void onTimer();

@@ -26,13 +26,16 @@ void StreamRelay::start() {
   endIfDone();
 }
 
-void StreamRelay::cut(uint32_t code) {
+void StreamRelay::abandon(uint32_t code) {
   ended_ = true;
-  if (tunnel_ != nullptr) {
-    Tunnel* tunnel = tunnel_;
-    tunnel_ = nullptr;
-    tunnel->reset(*this, code);
-  }
+  if (tunnel_ == nullptr) return;
+  Tunnel* tunnel = tunnel_;
+  tunnel_ = nullptr;
+  tunnel->reset(*this, code);
+}
+
+void StreamRelay::cut(uint32_t code) {
+  abandon(code);
   application_.close(true);
 }
 

@@ -39,6 +39,8 @@ class StreamRelay final : public StreamHandler, public SocketEnd::User {
   void start();
   // Ends both sides: RST_STREAM with `code`, RST to the application. Does not call onRelayEnded().
   void cut(uint32_t code);
+  // Ends the stream only, which was not started: the application waits for another one.
+  void abandon(uint32_t code);
   // Lets go of the stream without a word (it was answered).
   void letGo();
 

@@ -8,6 +8,7 @@ export function demoCommand(): Command {
     .option('--keep', 'stay up afterwards and print how to look around, until ^C', false)
     .action(async (options: { readonly keep: boolean }) => {
       const { runDemo } = await import('./demo/run.js');
-      process.exitCode = await runDemo(options);
+      // Steps that were interrupted may still wait for what will not come.
+      process.exit(await runDemo(options));
     });
 }

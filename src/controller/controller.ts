@@ -9,6 +9,7 @@ import { certificateService, discoveryService } from './grpc.js';
 import { type ClusterObjects, namespaceOf, type Problem, serviceAccountOf } from './objects.js';
 import { type BuilderOptions, ResourceBuilder } from './resources.js';
 import { loadRoot } from './root.js';
+import { watchRoot } from './root-watch.js';
 import { renewingCredentials, serverNames } from './server-certificate.js';
 import type { ControllerSettings } from './settings.js';
 import { NodeTokens } from './tokens.js';
@@ -80,7 +81,7 @@ async function start(
   { source, log, belongsInMesh }: ControllerOptions,
 ): Promise<RunningController> {
   const root = await loadRoot(settings.data);
-  const authority = createAuthority(root);
+  let authority = createAuthority(root);
   const tokens = new NodeTokens(join(settings.data, 'tokens'));
   const nodeOf = (token: string): string | undefined => tokens.nodeOf(token);
   const xds = new XdsServer(log, nodeOf);
@@ -134,6 +135,16 @@ async function start(
   );
 
   const own = await renewingCredentials(() => authority, serverNames(settings.listen, settings.clusterDomain), log);
+  const rootWatch = watchRoot({
+    directory: settings.data,
+    root,
+    log,
+    ttlSeconds: settings.ttlSeconds,
+    changed(next) {
+      authority = createAuthority(next);
+      return own.renew();
+    },
+  });
   const server = new Server({ ...SERVER_OPTIONS, interceptors: [certificateGate({ log, nodeOf })] });
   server.addService(discoveryService, { deltaAggregatedResources: xds.handle.bind(xds) });
   server.addService(certificateService, {
@@ -149,12 +160,14 @@ async function start(
   const stop = async (): Promise<void> => {
     debounce.close();
     await source.close();
+    rootWatch.close();
     own.close();
   };
   const { host } = settings.listen;
   const target = `${host.includes(':') ? `[${host}]` : host}:${settings.listen.port}`;
   const port = await bind(server, target, own.credentials).catch((error: unknown) => {
     debounce.close();
+    rootWatch.close();
     own.close();
     throw error;
   });

@@ -11,6 +11,11 @@ x509.cryptoProvider.set(webcrypto as Crypto);
 export const ECDSA_P256 = { name: 'ECDSA', namedCurve: 'P-256' } as const;
 export const ECDSA_SHA256 = { name: 'ECDSA', hash: 'SHA-256' } as const;
 
+/** The signing key, PKCS#8 PEM, mode 0600. */
+export const KEY_FILE = 'root-key.pem';
+/** Every trusted root, PEM; among them that of the signing key. */
+export const CERTIFICATES_FILE = 'root-cert.pem';
+
 /** Lifetime of a new root, as Istio's self-signed CA has it. */
 const ROOT_DAYS = 3650;
 /** A new root is valid since before now, so that nodes with slow clocks accept it. */
@@ -43,8 +48,8 @@ export function splitPem(text: string): string[] {
  */
 export async function loadRoot(directory: string, now: Date = new Date()): Promise<Root> {
   ensurePrivateDirectory(directory);
-  const keyPath = join(directory, 'root-key.pem');
-  const certPath = join(directory, 'root-cert.pem');
+  const keyPath = join(directory, KEY_FILE);
+  const certPath = join(directory, CERTIFICATES_FILE);
   if (!existsSync(keyPath)) {
     if (existsSync(certPath)) {
       throw new Error(
@@ -56,16 +61,30 @@ export async function loadRoot(directory: string, now: Date = new Date()): Promi
     const pem = createPrivateKey({ key: pkcs8, format: 'der', type: 'pkcs8' }).export({ type: 'pkcs8', format: 'pem' });
     writeFileAtomic(keyPath, String(pem), 0o600);
   }
-  const mode = statSync(keyPath).mode & 0o777;
-  if ((mode & 0o077) !== 0) {
-    throw new Error(`${keyPath} has mode ${mode.toString(8)}: others can read the root key; run chmod 600 ${keyPath}`);
-  }
-  const keys = await importKeys(readFileSync(keyPath, 'utf8'), keyPath);
+  const keys = await readKeys(keyPath);
   // A key without a certificate is what a start that was cut short leaves: the certificate is made of the same key.
   if (!existsSync(certPath)) {
     writeFileAtomic(certPath, `${(await selfSign(keys, now)).toString('pem')}\n`, 0o644);
   }
   return readRoot(readFileSync(certPath, 'utf8'), certPath, keys, now);
+}
+
+/**
+ * Reads the root that is in `directory` now, for a change while the controller runs: nothing is made.
+ * @throws Error where the files cannot take the place of the ones in force
+ */
+export async function rereadRoot(directory: string, now: Date = new Date()): Promise<Root> {
+  const certPath = join(directory, CERTIFICATES_FILE);
+  const keys = await readKeys(join(directory, KEY_FILE));
+  return readRoot(readFileSync(certPath, 'utf8'), certPath, keys, now);
+}
+
+async function readKeys(path: string): Promise<webcrypto.CryptoKeyPair> {
+  const mode = statSync(path).mode & 0o777;
+  if ((mode & 0o077) !== 0) {
+    throw new Error(`${path} has mode ${mode.toString(8)}: others can read the root key; run chmod 600 ${path}`);
+  }
+  return importKeys(readFileSync(path, 'utf8'), path);
 }
 
 async function readRoot(text: string, path: string, keys: webcrypto.CryptoKeyPair, now: Date): Promise<Root> {
@@ -88,6 +107,9 @@ async function readRoot(text: string, path: string, keys: webcrypto.CryptoKeyPai
   const certificate = new x509.X509Certificate(signing);
   if (certificate.notAfter <= now) {
     throw new Error(`${path}: the signing root expired at ${certificate.notAfter.toISOString()}`);
+  }
+  if (certificate.notBefore > now) {
+    throw new Error(`${path}: the signing root is not valid before ${certificate.notBefore.toISOString()}`);
   }
   return { certificate, signingKey: keys.privateKey, bundle: `${certificates.join('\n')}\n` };
 }

@@ -27,6 +27,8 @@ export function serverNames(listen: ListenAddress, clusterDomain: string): strin
 /** gRPC credentials whose certificate renews itself. */
 export interface RenewingCredentials {
   readonly credentials: ServerCredentials;
+  /** Issues another certificate now: the authority has changed. Never rejects; what fails is tried again. */
+  renew(): Promise<void>;
   close(): void;
 }
 
@@ -49,14 +51,15 @@ export async function renewingCredentials(
     log.info({ event: 'server_certificate', names, notAfter: issued.notAfter.toISOString() }, 'issued own certificate');
     schedule((issued.notAfter.getTime() - Date.now()) / 2);
   };
+  const renewOrRetry = (): Promise<void> =>
+    renew().catch((error: unknown) => {
+      log.error({ event: 'server_certificate_failed', err: error }, 'could not renew own certificate; trying again');
+      schedule(RETRY_MS);
+    });
   const schedule = (delay: number): void => {
     if (closed) return;
-    timer = setTimeout(() => {
-      renew().catch((error: unknown) => {
-        log.error({ event: 'server_certificate_failed', err: error }, 'could not renew own certificate; trying again');
-        schedule(RETRY_MS);
-      });
-    }, delay);
+    clearTimeout(timer);
+    timer = setTimeout(() => void renewOrRetry(), delay);
     timer.unref();
   };
   await renew();
@@ -74,6 +77,7 @@ export async function renewingCredentials(
   return {
     // The declaration names the parameters the other way round: identity comes first, and there are no client certificates.
     credentials: experimental.createCertificateProviderServerCredentials(provider, null, false),
+    renew: renewOrRetry,
     close() {
       closed = true;
       clearTimeout(timer);

@@ -22,24 +22,31 @@ function look(pid: number): { readonly parent: number; readonly command: string 
 /**
  * Where npm runs this process, ends it as npm was ended: npm stops its shell when it is told to stop, so a shell that is
  * gone means SIGTERM; npm gone before its shell was killed with -9, and so is this process. Does not keep it alive.
+ *
+ * SIGINT is another matter: dash waits for its command before it obeys one, and nothing of that is to be seen from here.
+ * Hence .npmrc has bash run commands, which becomes the command; npm's signals then reach it without a shell between.
+ * @param killed how to end when npm was killed
  */
-export function followNpx(env: NodeJS.ProcessEnv = process.env): void {
-  if (env['npm_command'] !== 'exec') return;
+export function followNpx(killed: 'SIGKILL' | 'SIGTERM', env: NodeJS.ProcessEnv = process.env): void {
+  if (!['exec', 'run', 'run-script'].includes(env['npm_command'] ?? '')) return;
   const parent = process.ppid;
   const above = look(parent);
   if (above === undefined) return;
   const isNpm = ({ command }: { readonly command: string }): boolean =>
     /^(npm|npx|[^\0]*node\0[^\0]*np[mx])/.test(command);
   const direct = isNpm(above);
+  // Whatever else is between npm and this process has started it for its own ends.
+  if (!direct && !/^([^\0]*\/)?(sh|dash|bash)\0/.test(above.command)) return;
   const npm = direct ? parent : above.parent;
   const found = direct ? above : look(npm);
   if (found === undefined || !isNpm(found)) return;
   const timer = setInterval(() => {
     if (process.ppid !== parent) {
       clearInterval(timer);
-      process.kill(process.pid, direct ? 'SIGKILL' : 'SIGTERM');
+      process.kill(process.pid, direct ? killed : 'SIGTERM');
     } else if (!direct && look(npm) === undefined) {
-      process.kill(process.pid, 'SIGKILL');
+      clearInterval(timer);
+      process.kill(process.pid, killed);
     }
   }, LOOK_MS);
   timer.unref();

@@ -179,6 +179,46 @@ TEST(EnginePath, AnEndpointThatRefusesIsPassedOver) {
   }
 }
 
+// The far proxy is there and says 503: nothing of the client has left, another endpoint gets it all.
+TEST(EnginePath, AnEndpointWhoseApplicationIsDeadIsPassedOver) {
+  Lab lab;
+  const std::string key = "default/shop.default.svc.cluster.local";
+  Workload server = lab.workload("server", Lab::kServerIp, "two");
+  server.services = {{key, {{80, 8080}}}};
+  // The same pod by another port, on which nobody listens.
+  Workload dead = server;
+  dead.uid = "dead-uid";
+  dead.name = "dead";
+  dead.addresses = server.addresses;
+  dead.services = {{key, {{80, 8081}}}};
+  Service shop;
+  shop.name = "shop";
+  shop.ns = "default";
+  shop.hostname = "shop.default.svc.cluster.local";
+  shop.vips = {{"", *IpAddress::parse("10.99.0.1"), 32}};
+  shop.ports = {{80, 8080}};
+  StateDelta delta;
+  delta.workloads = {dead, server};
+  delta.services = {shop};
+  lab.apply(delta);
+  lab.client.run("ip route add 10.99.0.0/16 dev mesh0");
+  Tcp listener = listenOn(lab.server, 8080);
+  for (int i = 0; i < 16; i++) {
+    Tcp near = connectTo(lab.client, "10.99.0.1", 80);
+    ASSERT_TRUE(near.send("early"));
+    Tcp far = acceptFrom(listener);
+    ASSERT_TRUE(far) << i;
+    ASSERT_EQ(far.receive(5), "early");
+    ASSERT_TRUE(far.send("late"));
+    ASSERT_EQ(near.receive(4), "late");
+  }
+  auto refused = lab.two_events.wait([](const AccessRecord& each) { return !each.established; });
+  ASSERT_TRUE(refused) << "the dead one was never tried";
+  EXPECT_EQ(refused->reason, Reason::kConnectRefused);
+  // The client's side has nothing to complain of.
+  EXPECT_FALSE(lab.one_events.wait([](const AccessRecord& each) { return !each.established; }, 1));
+}
+
 // One worker dials for many pods: never from the namespace of another, also when pods come and go.
 TEST(EnginePath, PodsThatComeAndGoDialFromTheirOwnNamespace) {
   Lab lab;

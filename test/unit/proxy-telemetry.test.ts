@@ -326,6 +326,10 @@ describe('the proxy as a whole, over a recording engine', () => {
         { value: 1, labels: { reporter: 'destination', response_flags: 'DENY' } },
       ]);
       expect(find('istio_tcp_received_bytes_total', { reporter: 'source' })).toMatchObject([{ value: 100 }]);
+      expect(find('istio_tcp_sockets_open')).toMatchObject([
+        { value: 1, labels: { reporter: 'source' } },
+        { value: 1, labels: { reporter: 'destination' } },
+      ]);
       expect(page).toContain('source_workload="a\\"b\\\\"');
       expect(find('ebbtide_connections_refused_total')).toMatchObject([
         { value: 1, labels: { reason: 'policy-denied', direction: 'inbound' } },

@@ -7,48 +7,63 @@ import {
   Lab,
   leftSince,
   missingPrograms,
+  sleep,
   takeInventory,
 } from '../../lab/index.js';
 import { METRICS_PORT } from '../../mesh/ports.js';
-import { Screen } from './screen.js';
+import { Screen, Stopped } from './screen.js';
 import * as steps from './steps.js';
 import { makeWorld, PROGRAMS, type World } from './world.js';
 
+/** Exit code of what ^C ended before its end, as shells have it. */
+const INTERRUPTED = 130;
+/** A step that was left fails by itself once its lab is gone, unless it only waits. */
+const SETTLE_MS = 3000;
+
 /** @returns the exit code: 0 when every step succeeded and nothing was left */
 export async function runDemo(options: { readonly keep: boolean }): Promise<number> {
-  const screen = new Screen();
+  const stopped = new AbortController();
+  const screen = new Screen(stopped.signal);
   const problem = await cannotRun();
   if (problem !== '') {
     screen.say(problem);
     return 1;
   }
   screen.say('Ebbtide demo: two nodes and nine pods on this machine, each a network namespace of its own');
-  const before = await takeInventory();
-  const lab = await Lab.create();
-  const stopped = new AbortController();
   const onSignal = () => stopped.abort();
   process.on('SIGINT', onSignal);
   process.on('SIGTERM', onSignal);
+  const before = await takeInventory();
+  const lab = await Lab.create();
   const started = performance.now();
   let during: Inventory | undefined;
+  let interrupted = false;
   let problems: string[] = [];
   try {
-    const world = await untilStopped(show(screen, lab), stopped.signal);
+    const world = await show(screen, lab);
     during = await takeInventory();
     if (options.keep && world !== undefined && !stopped.signal.aborted) {
       screen.say(lookAround(world));
       await new Promise<void>((resolve) => stopped.signal.addEventListener('abort', () => resolve(), { once: true }));
     }
+  } catch (error) {
+    if (!(error instanceof Stopped)) throw error;
+    interrupted = true;
   } finally {
     screen.say('   stopping');
     problems = await lab.stopMesh().catch((error: Error) => [error.message]);
     await lab.close();
+    // What was interrupted may have made something while the rest was taken away.
+    await Promise.race([screen.settled(), sleep(SETTLE_MS)]);
+    await lab.close();
   }
-  if (stopped.signal.aborted && !options.keep) {
+  if (interrupted) {
     screen.say('   interrupted; everything is removed');
-    return 130;
+    return INTERRUPTED;
   }
-  await screen.step('everything is stopped, nothing is left behind', () => nothingLeft(lab, before, during, problems));
+  await screen.lastStep('everything is stopped, nothing is left behind', () =>
+    nothingLeft(lab, before, during, problems),
+  );
   const seconds = Math.round((performance.now() - started) / 1000);
   const verdict =
     screen.failed === 0
@@ -107,15 +122,6 @@ async function show(screen: Screen, lab: Lab): Promise<World | undefined> {
   await screen.step('un-labelling lets them go', () => steps.unlabelled(made));
   await screen.step('metrics name both identities', () => steps.metrics(made));
   return made;
-}
-
-async function untilStopped<T>(work: Promise<T>, signal: AbortSignal): Promise<T | undefined> {
-  // The work goes on in pieces while the lab is taken away beneath it; its errors are of no interest then.
-  const aborted = new Promise<undefined>((resolve) =>
-    signal.addEventListener('abort', () => resolve(undefined), { once: true }),
-  );
-  work.catch(() => {});
-  return Promise.race([work, aborted]);
 }
 
 async function nothingLeft(

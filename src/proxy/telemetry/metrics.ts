@@ -100,6 +100,27 @@ export class Metrics {
         names,
       );
     }
+    this.#addSockets();
+  }
+
+  /** Connections that are open, of all series of a reporter: what was opened and not closed. */
+  #addSockets(): void {
+    const reporter = this.#sources.trafficLabelNames.indexOf('reporter');
+    const open = new Gauge({
+      name: 'istio_tcp_sockets_open',
+      help: 'TCP connections that are open',
+      labelNames: ['reporter'],
+      registers: [this.#registry],
+      collect: () => {
+        const counts = { source: 0, destination: 0 };
+        for (const sample of this.#traffic) {
+          const side = sample.labels[reporter];
+          if (side === 'source' || side === 'destination') counts[side] += sample.opened - sample.closed;
+        }
+        // The two counters of a series are read one after the other, while connections close.
+        for (const side of ['source', 'destination'] as const) open.set({ reporter: side }, Math.max(0, counts[side]));
+      },
+    });
   }
 
   #addEngine(): void {

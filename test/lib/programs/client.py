@@ -9,6 +9,7 @@ import sys
 import time
 
 CHUNK = 1 << 20
+TCP_FASTOPEN_CONNECT = 30
 PATTERN = bytes(range(256)) * (CHUNK // 256)
 
 
@@ -122,6 +123,57 @@ def refused(host, port, limit):
     return {"outcome": outcome, "ms": round((time.monotonic() - start) * 1000)}
 
 
+def probe(host, port, more):
+    """Connects to this port and more (comma separated), one after the other: `data` where the server spoke, else how it ended."""
+    outcomes = {}
+    for each in [str(port), *(more.split(",") if more else [])]:
+        try:
+            with dial(host, int(each), 8) as connection:
+                outcomes[each] = "eof" if connection.recv(1) == b"" else "data"
+        except OSError as error:
+            outcomes[each] = type(error).__name__
+    return outcomes
+
+
+def spread(host, port, count):
+    """Asks so many times who answers: connections by the server's own address, and failures."""
+    servers, failures = {}, {}
+    for _ in range(int(count)):
+        try:
+            with dial(host, port, 15) as connection:
+                local = json.loads(read_all(connection))["local"]
+                servers[local] = servers.get(local, 0) + 1
+        except (OSError, ValueError) as error:
+            failures[str(error)] = failures.get(str(error), 0) + 1
+    return {"servers": servers, "failures": failures}
+
+
+def bind_first(host, port, own):
+    """Binds its own address and a port before it connects."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.settimeout(30)
+        connection.bind((own, 0))
+        bound = connection.getsockname()[1]
+        connection.connect((host, port))
+        own = connection.getsockname()
+        return {**json.loads(read_all(connection)), "own": plain(own), "kept": own[1] == bound}
+
+
+def fast_open(host, port, how):
+    """Sends with the connecting call itself (MSG_FASTOPEN), or lets connect() wait for the first bytes."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as connection:
+        # Blocking: a time limit makes Python use it without, and then the first send says that it is under way.
+        if how == "option":
+            connection.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+            connection.connect((host, port))
+            connection.sendall(b"fast-open")
+        else:
+            connection.sendto(b"fast-open", socket.MSG_FASTOPEN, (host, port))
+        remote = plain(connection.getpeername())
+        connection.shutdown(socket.SHUT_WR)
+        return {"ok": read_all(connection) == b"fast-open", "remote": remote}
+
+
 def many(host, port, count):
     """Opens so many connections at once, then exchanges a byte on each while all are open."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -221,6 +273,10 @@ COMMANDS = {
     "expect-reset": expect_reset,
     "send-reset": send_reset,
     "refused": refused,
+    "probe": probe,
+    "spread": spread,
+    "bind-first": bind_first,
+    "fast-open": fast_open,
     "many": many,
     "load": load,
     "hold": hold,
