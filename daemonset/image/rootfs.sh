@@ -85,7 +85,7 @@ done
 
 documents=$3/usr/share/doc/ebbtide
 mkdir -p "$documents"
-PATH=$checkout/node_modules/.bin:$PATH bash "$here/sbom.sh" "$checkout" "${packages[@]}" >"$documents/sbom.spdx.json"
+bash "$here/sbom.sh" "$checkout" "${packages[@]}" >"$documents/sbom.spdx.json"
 install -m 0644 "$checkout/LICENSE" "$documents/LICENSE"
 for tree in "$base" "$3"; do chmod -R u=rwX,go=rX "$tree"; done
 chmod 1777 "$base/tmp"
