@@ -191,6 +191,49 @@ static int run_proxy(const char* netns, int workers, const char* any) {
   }
 }
 
+// prober: a kubelet in small. For each line "ADDRESS PORT SOURCE_PORT TIMES" of standard input it connects that
+// often, one after another, sends a line and reads to the end; "enter PATH" takes it to another namespace.
+static int run_prober(void) {
+  char line[256], ip[64], answer[256];
+  int port, source, times, one = 1;
+  printf("{\"ready\":true}\n");
+  fflush(stdout);
+  while (fgets(line, sizeof(line), stdin)) {
+    line[strcspn(line, "\n")] = 0;
+    if (!strncmp(line, "enter ", 6)) {
+      int netns = open(line + 6, O_RDONLY | O_CLOEXEC);
+      if (netns < 0 || setns(netns, CLONE_NEWNET)) die("setns");
+      printf("{\"entered\":true}\n");
+    } else if (sscanf(line, "%63s %d %d %d", ip, &port, &source, &times) == 4) {
+      int good = 0, error = 0;
+      answer[0] = 0;
+      for (int i = 0; i < times; i++) {
+        struct sockaddr_storage to, from;
+        struct timeval timeout = {2, 0};
+        socklen_t n = parse(&to, ip, port);
+        int fd = socket(to.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+        socklen_t m = parse(&from, to.ss_family == AF_INET6 ? "::" : "0.0.0.0", source);
+        if (source && bind(fd, (void*)&from, m)) die("bind");
+        if (connect(fd, (void*)&to, n)) {
+          error = errno;
+        } else {
+          if (write(fd, "hello\n", 6) < 0) error = errno;
+          read_answer(fd, answer, sizeof(answer));
+          // Without TIME_WAIT, so that a source port can be used again at once.
+          if (source) setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
+          good += !strncmp(answer, "app ", 4);
+        }
+        close(fd);
+      }
+      printf("{\"direct\":%d,\"answer\":\"%s\",\"errno\":%d}\n", good, answer, error);
+    }
+    fflush(stdout);
+  }
+  return 0;
+}
+
 static _Noreturn void run_server(const char* ip, int port, int reuse_port) {
   int fd = listen_on(ip, port, reuse_port);
   printf("{\"ready\":true}\n");
@@ -545,6 +588,7 @@ static int run_tcx(const char* interface) {
 int main(int argc, char** argv) {
   if (argc >= 4 && !strcmp(argv[1], "proxy"))
     return run_proxy(argv[2], atoi(argv[3]), argc > 4 ? argv[4] : "::");
+  if (argc >= 2 && !strcmp(argv[1], "prober")) return run_prober();
   if (argc >= 4 && !strcmp(argv[1], "serve")) run_server(argv[2], atoi(argv[3]), argc > 4);
   if (argc >= 4 && !strcmp(argv[1], "connect")) return run_connect(argc, argv);
   if (argc >= 8 && !strcmp(argv[1], "raw")) return run_raw(argv);
