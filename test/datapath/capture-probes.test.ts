@@ -80,7 +80,7 @@ describe('the kubelet', () => {
     }
   });
 
-  it('does not open the way for other processes of the node, be they its children, or itself elsewhere', async () => {
+  it('does not open the way for other processes of the node, nor for itself elsewhere', async () => {
     const other = await lab.startProber();
     capture.trustProber(kubelet.process.pid as number);
     for (const address of POD) {

@@ -249,7 +249,11 @@ export class CaptureLab {
 
   /** Also what was only half made. */
   #removeGround(): void {
-    for (const netns of this.#namespaces) spawnSync('ip', ['netns', 'delete', netns]);
+    for (const netns of this.#namespaces) {
+      // At once, where a namespace may live on for a moment.
+      spawnSync('ip', ['link', 'delete', `${this.#prefix}${netns.split('-').at(-1)}`]);
+      spawnSync('ip', ['netns', 'delete', netns]);
+    }
     spawnSync('ip', ['link', 'delete', this.bridge]);
     for (const mount of this.#mounts) if (existsSync(mount)) spawnSync('umount', [mount]);
     rmSync(this.directory, { recursive: true, force: true });
