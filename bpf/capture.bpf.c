@@ -20,8 +20,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define EBB_REFUSE 0
 #define EBB_ALLOW 1
 
-/* First timeout of a SYN that is held, in jiffies (5 to 50 ms); each further one is twice as long. The number of
- * retries makes the last one come no earlier than without a mesh, if the clock ticks 250 times a second. */
+/* First timeout of a SYN that is held, in jiffies (5 to 50 ms); each further one is twice as long. The number
+ * of retries makes the last one come no earlier than without a mesh, if the clock ticks 250 times a second.
+ */
 #define EBB_HELD_TIMEOUT 5
 #define EBB_HELD_RETRIES 13
 #define EBB_TCP_SYNCNT 7
@@ -131,10 +132,11 @@ static __always_inline int is_tcp(struct bpf_sock_addr* ctx) {
          (ctx->protocol == EBB_IPPROTO_TCP || ctx->protocol == EBB_IPPROTO_MPTCP);
 }
 
-/* A connect of a kubelet. Its probes reach a pod past the proxy, also when the proxy is down: the tuple of exactly
- * this connection is published for the pod's sk_lookup, which then lets its SYN pass to the application. Who calls
- * is known here, at the kubelet's own connect(), and nowhere later: an address or a mark could be anybody's. So
- * there is no SNAT, no rule on the host, and the pod sees the node's real address. */
+/* A connect of a kubelet. Its probes reach a pod past the proxy, also when the proxy is down: the tuple of
+ * exactly this connection is published for the pod's sk_lookup, which then lets its SYN pass to the
+ * application. Who calls is known here, at the kubelet's own connect(), and nowhere later: an address or a
+ * mark could be anybody's. So there is no SNAT, no rule on the host, and the pod sees the node's real
+ * address. */
 static __always_inline int decide_probe(struct bpf_sock_addr* ctx, const __u32* address) {
   struct ebb_owner_key key;
   struct ebb_socket* state;
@@ -613,8 +615,8 @@ static __always_inline void on_listen(struct bpf_sock_ops* ctx, struct ebb_socke
   if (stats && stats->slots[role & 3] < i + 1) stats->slots[role & 3] = i + 1;
 }
 
-/* Of a held connect it is asked again, with each timeout of its SYN, whether the pod is captured by now. One that
- * is not held any more without being captured ends at its loopback address, where nobody listens. */
+/* Of a held connect it is asked again, with each timeout of its SYN, whether the pod is captured by now. One
+ * that is not held any more without being captured ends at its loopback address, where nobody listens. */
 static __always_inline void look_again(struct ebb_socket* state, __u64 cookie) {
   struct ebb_pod* pod = bpf_map_lookup_elem(&ebb_pods, &cookie);
   __u64 id = state->pod;

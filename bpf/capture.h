@@ -193,7 +193,8 @@ EBB_ASSERT(sizeof(struct ebb_uid) == 40);
 struct ebb_decision {
   __u32 verdict;
   __u32 reserved;
-  __u64 free_ns; /* CLOCK_BOOTTIME of the moment from which it was free; 0 while it is not. Not read by programs */
+  __u64 free_ns; /* CLOCK_BOOTTIME of the moment from which it was free; 0 while it is not. Not read by
+                    programs */
 };
 EBB_ASSERT(sizeof(struct ebb_decision) == 16);
 

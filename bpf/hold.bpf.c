@@ -57,7 +57,8 @@ static __always_inline int read_uid(struct ebb_uid* uid, const char* from, __u32
     char c = uid->text[i];
 
     if (i >= size) break;
-    if (c == '_') uid->text[i] = '-';
+    if (c == '_')
+      uid->text[i] = '-';
     else if (!(c >= '0' && c <= '9') && !(c >= 'a' && c <= 'f') && !(c >= 'A' && c <= 'F') && c != '-')
       return 0;
   }
@@ -86,7 +87,8 @@ static __always_inline int parse_name(struct ebb_uid* uid, const char* name) {
   if (slice[0] != '.' || slice[1] != 's' || slice[2] != 'l' || slice[3] != 'i' || slice[4] != 'c' ||
       slice[5] != 'e')
     return 0;
-  if (size >= 3 + 36 + 6 && begins_pod(name + size - 6 - 36 - 3)) return read_uid(uid, name + size - 6 - 36, 36);
+  if (size >= 3 + 36 + 6 && begins_pod(name + size - 6 - 36 - 3))
+    return read_uid(uid, name + size - 6 - 36, 36);
   if (begins_pod(name + size - 6 - 32 - 3)) return read_uid(uid, name + size - 6 - 32, 32);
   return 0;
 }

@@ -2,16 +2,17 @@
 /* New pods are held until it is decided whether they belong to the mesh, and those that do until they are
  * captured. What was chosen, and why:
  *
- * - The kernel knows a pod by the UID in its cgroup's name. That cgroup is made before the first process of the
- *   pod, so a program at the tracepoint cgroup_mkdir sees each pod in time, by whichever driver of whichever
- *   runtime, also while no agent runs; watching directories from user space would be late by some milliseconds
- *   and blind without an agent. Pods that are older than the programs have no entry and are never touched.
+ * - The kernel knows a pod by the UID in its cgroup's name. That cgroup is made before the first process of
+ * the pod, so a program at the tracepoint cgroup_mkdir sees each pod in time, by whichever driver of
+ * whichever runtime, also while no agent runs; watching directories from user space would be late by some
+ * milliseconds and blind without an agent. Pods that are older than the programs have no entry and are never
+ * touched.
  * - Verdicts are kept by UID, so that the agent can decide before the cgroup exists.
- * - Undecided: connect() fails with EPERM at once. It may be long until an agent is back, and a connection that
- *   waits could not be finished in the right way if the verdict turned out to be plain.
- * - In the mesh, not captured yet: connect() is rewritten as it will be, and its SYN is dropped at the way out
- *   until the pod is captured; sent again every few jiffies, it arrives soon after. The application sees a slow
- *   connect. connect() itself cannot sleep.
+ * - Undecided: connect() fails with EPERM at once. It may be long until an agent is back, and a connection
+ * that waits could not be finished in the right way if the verdict turned out to be plain.
+ * - In the mesh, not captured yet: connect() is rewritten as it will be, and its SYN is dropped at the way
+ * out until the pod is captured; sent again every few jiffies, it arrives soon after. The application sees a
+ * slow connect. connect() itself cannot sleep.
  * - To the pod: what arrives at a listening socket is dropped, so that callers try again. Refusing bind() or
  *   listen() instead would end applications that do nothing wrong.
  * - UDP is left alone: the mesh does not carry it, so holding it protects nothing, and a name that cannot be
@@ -59,8 +60,8 @@ struct {
   __type(value, struct ebb_listening);
 } ebb_listening SEC(".maps");
 
-/* What connect or bind decided of a socket. Cloned to accepted sockets, so that those of the proxy's listeners
- * are known as the proxy's. */
+/* What connect or bind decided of a socket. Cloned to accepted sockets, so that those of the proxy's
+ * listeners are known as the proxy's. */
 struct {
   __uint(type, BPF_MAP_TYPE_SK_STORAGE);
   __uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
@@ -80,7 +81,8 @@ static __always_inline struct ebb_held* ebb_held_sums(void) {
   return bpf_map_lookup_elem(&ebb_held, &only);
 }
 
-/* Whether pods in the network namespace can be held at all: not in the node's, and not where nothing is held. */
+/* Whether pods in the network namespace can be held at all: not in the node's, and not where nothing is held.
+ */
 static __always_inline int ebb_may_hold(__u64 cookie) {
   struct ebb_hold_settings* settings = ebb_hold_settings();
 

@@ -2,9 +2,11 @@
 #include "hold.h"
 
 #include <bpf/bpf.h>
+#include <fcntl.h>
 #include <linux/magic.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
@@ -17,6 +19,8 @@ namespace ebbtide::capture {
 
 namespace {
 
+constexpr int kKernfsHandle = 0xfe;  // FILEID_KERNFS of the kernel's include/linux/exportfs.h
+constexpr uint64_t kOldNs = 3600ULL * 1000000000;
 constexpr const char* kNextSuffix = "_next";
 constexpr const char* kLinkNames[] = {"ebb_mkdir", "ebb_rmdir", "ebb_hold_in", "ebb_hold_out"};
 
@@ -76,7 +80,8 @@ void attachTracepoint(const TracepointProgram& each, const std::string& path) {
 
 }  // namespace
 
-Hold::Hold(HoldMaps maps, std::string root) : maps_(std::move(maps)), root_(std::move(root)) {}
+Hold::Hold(HoldMaps maps, std::string root, int cgroup_fd)
+    : maps_(std::move(maps)), root_(std::move(root)), cgroup_fd_(cgroup_fd) {}
 
 void Hold::begin(const HoldOptions& options, uint64_t node_cookie,
                  const std::vector<TracepointProgram>& programs) {
@@ -101,7 +106,8 @@ void Hold::end() {
     removeLink(root_ + "/links/" + name);
     removeLink(root_ + "/links/" + name + kNextSuffix);
   }
-  for (const ebb_uid& uid : keysOf<ebb_uid>(maps_.verdicts.get())) bpf_map_delete_elem(maps_.verdicts.get(), &uid);
+  for (const ebb_uid& uid : keysOf<ebb_uid>(maps_.verdicts.get()))
+    bpf_map_delete_elem(maps_.verdicts.get(), &uid);
   for (uint64_t id : keysOf<uint64_t>(maps_.newcomers.get())) bpf_map_delete_elem(maps_.newcomers.get(), &id);
 }
 
@@ -149,10 +155,36 @@ void Hold::released(const std::string& uid) {
   if (!bpf_map_lookup_elem(maps_.verdicts.get(), &key, &decision)) decide(uid, EBB_VERDICT_PLAIN, true);
 }
 
+// Whether there are processes in a cgroup or below it; opened by its id, because nobody knows its path.
+bool Hold::isPopulated(uint64_t cgroup) const {
+  alignas(file_handle) char space[sizeof(file_handle) + sizeof(cgroup)];
+  auto* handle = reinterpret_cast<file_handle*>(space);
+  handle->handle_bytes = sizeof(cgroup);
+  handle->handle_type = kKernfsHandle;
+  std::memcpy(handle->f_handle, &cgroup, sizeof(cgroup));
+  Fd directory(open_by_handle_at(cgroup_fd_, handle, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory) return errno != ESTALE && errno != ENOENT;
+  Fd events(openat(directory.get(), "cgroup.events", O_RDONLY | O_CLOEXEC));
+  char text[256] = "";
+  if (!events || read(events.get(), text, sizeof(text) - 1) <= 0) return errno != ENODEV;
+  return !std::strstr(text, "populated 0");
+}
+
 void Hold::forget(const std::string& uid) {
   ebb_uid key = uidKey(uid);
-  if (bpf_map_delete_elem(maps_.verdicts.get(), &key) && errno != ENOENT)
-    throw CaptureError("forgetting what was decided about pod " + uid, errno);
+  bool known = !bpf_map_delete_elem(maps_.verdicts.get(), &key);
+  if (!known && errno != ENOENT) throw CaptureError("forgetting what was decided about pod " + uid, errno);
+  // On hosts with cgroup v1 a runtime may leave the pod's directory in cgroup2 behind. One that nobody
+  // decided about and that is young may be about to begin.
+  uint64_t now = bootTime();
+  for (uint64_t id : keysOf<uint64_t>(maps_.newcomers.get())) {
+    ebb_newcomer newcomer;
+    if (bpf_map_lookup_elem(maps_.newcomers.get(), &id, &newcomer) ||
+        std::memcmp(&newcomer.uid, &key, sizeof(key)))
+      continue;
+    if ((known || now - newcomer.since_ns > kOldNs) && !isPopulated(id))
+      bpf_map_delete_elem(maps_.newcomers.get(), &id);
+  }
 }
 
 std::vector<std::string> Hold::decided() const {

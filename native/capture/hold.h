@@ -27,11 +27,13 @@ struct HeldPod {
 
 class Hold {
  public:
-  // Nothing is changed until begin or end is called. `root` is the directory of this version's pins.
-  Hold(HoldMaps maps, std::string root);
+  // Nothing is changed until begin or end is called. `root` is the directory of this version's pins,
+  // `cgroup_fd` any directory of cgroup2, borrowed.
+  Hold(HoldMaps maps, std::string root, int cgroup_fd);
 
   // Holds from here on. Programs that an earlier process attached are replaced without a gap.
-  void begin(const HoldOptions& options, uint64_t node_cookie, const std::vector<TracepointProgram>& programs);
+  void begin(const HoldOptions& options, uint64_t node_cookie,
+             const std::vector<TracepointProgram>& programs);
   // Holds nothing, and forgets all.
   void end();
 
@@ -49,9 +51,11 @@ class Hold {
  private:
   void decide(const std::string& uid, uint32_t verdict, bool free);
   bool exists(const ebb_uid& uid) const;
+  bool isPopulated(uint64_t cgroup) const;
 
   HoldMaps maps_;
   std::string root_;
+  int cgroup_fd_;
   uint32_t mode_ = EBB_HOLD_OFF;
 };
 

@@ -55,7 +55,7 @@ NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKin
   ebb_stats none{};
   if (bpf_map_update_elem(maps_.stats.get(), &all_pods, &none, BPF_NOEXIST) && errno != EEXIST)
     throw CaptureError("making the counters of all pods", errno);
-  hold_ = std::make_unique<Hold>(std::move(loaded.hold_maps), root_);
+  hold_ = std::make_unique<Hold>(std::move(loaded.hold_maps), root_, cgroup_fd_.get());
   forgetDeadProcesses();
   adopt();
   attachCgroupPrograms(loaded.programs);

@@ -88,11 +88,10 @@ CapturePrograms loadCapture(const std::string& map_directory) {
                                duplicate(bpf_program__fd(program))});
   }
   auto map = [](bpf_map* from) { return duplicate(bpf_map__fd(from)); };
-  result.maps = {map(skeleton->maps.ebb_pods),    map(skeleton->maps.ebb_addresses),
-                 map(skeleton->maps.ebb_owners),  map(skeleton->maps.ebb_proxies),
-                 map(skeleton->maps.ebb_probers), map(skeleton->maps.ebb_flows),
-                 map(skeleton->maps.ebb_listeners), map(skeleton->maps.ebb_ports),
-                 map(skeleton->maps.ebb_stats)};
+  result.maps = {
+      map(skeleton->maps.ebb_pods),      map(skeleton->maps.ebb_addresses), map(skeleton->maps.ebb_owners),
+      map(skeleton->maps.ebb_proxies),   map(skeleton->maps.ebb_probers),   map(skeleton->maps.ebb_flows),
+      map(skeleton->maps.ebb_listeners), map(skeleton->maps.ebb_ports),     map(skeleton->maps.ebb_stats)};
   result.hold_maps = {map(skeleton->maps.ebb_verdicts), map(skeleton->maps.ebb_newcomers),
                       map(skeleton->maps.ebb_hold), map(skeleton->maps.ebb_held)};
   return result;

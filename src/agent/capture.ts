@@ -147,11 +147,14 @@ export interface Capture {
    * for hostNetwork pods, which may be decided `plain`). From its first instant a `plain` pod is free, and a `mesh` pod
    * held until `activate`: its connects take that much longer, packets to it are dropped. May be repeated. A plain pod
    * that runs stays free when it is decided `mesh`, until `activate`. `activate` and `release` decide by themselves.
-   * After a start decide about every pod of the node, then `forget` what `decided` names and the API does not.
+   * After a start decide about every pod of the node, then `forget` what `decided` and `held` name and the API does not.
    * Nothing happens when nothing is held. Throws CaptureError when thousands are decided and none forgotten.
    */
   decide(uid: string, verdict: PodVerdict): void;
-  /** The pod is gone. One that is still there would be undecided again. */
+  /**
+   * The pod is gone from the API, which is known because it was there or because the list is complete. If processes of
+   * it still run, they are undecided again. Its entry in `held` goes if its cgroup is empty.
+   */
   forget(uid: string): void;
   /** UIDs about which something is decided, by this agent or one before. */
   decided(): string[];

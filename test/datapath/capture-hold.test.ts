@@ -6,9 +6,20 @@
 import { spawn } from 'node:child_process';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { Capture, HeldPod, HoldOptions } from '../../src/agent/capture.ts';
-import { bpfObjects, CaptureLab, type Json, type LabPod, NODE, OUTSIDE, Peer, run } from './capture/lab.ts';
+import {
+  bpfObjects,
+  CaptureLab,
+  cgroupRoot,
+  type Json,
+  type LabPod,
+  NODE,
+  OUTSIDE,
+  type Peer,
+  run,
+} from './capture/lab.ts';
 import { Kubepods } from './capture/newcomers.ts';
 
+const ADDON = new URL('../../native/build/Release/capture.node', import.meta.url).pathname;
 const POD = ['10.231.0.2', 'fd31::2'] as const;
 /** Until the agent has found the network namespace, in these tests. */
 const LATE_MS = 400;
@@ -67,7 +78,8 @@ class Wire {
     const own = (address: string): boolean => (POD as readonly string[]).includes(address);
     return this.packets.filter(
       (each) =>
-        each.at < until && ((own(each.from) && /S/.test(each.flags)) || ((own(each.from) || own(each.to)) && each.length > 0)),
+        each.at < until &&
+        ((own(each.from) && /S/.test(each.flags)) || ((own(each.from) || own(each.to)) && each.length > 0)),
     );
   }
 
@@ -84,6 +96,8 @@ describe('a new pod', () => {
   let kubepods: Kubepods;
   let capture: Capture;
   let wire: Wire | undefined;
+  /** When the last pod was known and served, and still held. */
+  let activated = 0;
 
   beforeEach(() => {
     lab = new CaptureLab();
@@ -101,6 +115,24 @@ describe('a new pod', () => {
     return lab.open('agent', { hold: { undecided, podCgroup: kubepods.directory } });
   }
 
+  /** An agent of its own process, killed once it has begun. */
+  async function openAndKill(): Promise<void> {
+    const options = {
+      cgroup: cgroupRoot(),
+      pinDirectory: lab.pinDirectory('agent'),
+      hold: { undecided: 'refuse', podCgroup: kubepods.directory },
+    };
+    const script = `const { Capture } = require(${JSON.stringify(ADDON)});
+      globalThis.kept = new Capture(${JSON.stringify(options)});
+      process.stdout.write('open');
+      setInterval(() => {}, 1000);`;
+    const child = spawn(process.execPath, ['-e', script], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const gone = new Promise((resolve) => child.once('exit', resolve));
+    await Promise.race([new Promise((resolve) => child.stdout.once('data', resolve)), gone]);
+    expect(child.kill('SIGKILL')).toBe(true);
+    await gone;
+  }
+
   async function watch(): Promise<Wire> {
     wire = await Wire.open(`ebA-${process.pid}-out`);
     return wire;
@@ -111,6 +143,7 @@ describe('a new pod', () => {
     const spec = { ...pod.pod, uid };
     agent.prepare(spec);
     const proxy = await lab.startProxy(agent, pod, 1);
+    activated = Date.now();
     agent.activate(spec);
     return proxy;
   }
@@ -147,7 +180,9 @@ describe('a new pod', () => {
         [OUTSIDE.ip4, OUTSIDE.ip6].map((address) => ({
           way,
           address,
-          answer: kubepods.connect(cgroup, pod, address, '80', ...(way ? [way] : [])).then((result) => ({ result, ms: Date.now() - began })),
+          answer: kubepods
+            .connect(cgroup, pod, address, '80', ...(way ? [way] : []))
+            .then((result) => ({ result, ms: Date.now() - began })),
         })),
       );
       await sleep(LATE_MS);
@@ -158,7 +193,10 @@ describe('a new pod', () => {
       for (const { way, address, answer } of clients) {
         const { result, ms } = await answer;
         const name = address.includes(':') ? `[${address}]` : address;
-        expect([way, result]).toEqual([way, expect.objectContaining({ ok: true, answer: `proxy outbound ${name}:80` })]);
+        expect([way, result]).toEqual([
+          way,
+          expect.objectContaining({ ok: true, answer: `proxy outbound ${name}:80` }),
+        ]);
         delays.push(ms - captured);
       }
       await sleep(100);
@@ -192,10 +230,9 @@ describe('a new pod', () => {
       await sleep(LATE_MS);
       const refused = held(uid).refusedInbound;
       expect(seen.clear()).toEqual([]);
-      const before = Date.now();
       const proxy = await enrol(pod, uid);
       expect((await answers(callers)).map((each) => each.split(' ')[1])).toEqual(['plaintext', 'plaintext']);
-      expect(seen.clear(before)).toEqual([]);
+      expect(seen.clear(activated)).toEqual([]);
       expect(server.lines).toHaveLength(1);
       // What waits for nobody: the proxy reaches the application.
       proxy.process.stdin?.write(`dial - 0 ${POD[0]} 8080\n`);
@@ -233,7 +270,7 @@ describe('a new pod', () => {
   it('that appears while no agent runs is refused network until one is back', async () => {
     await lab.startOutside('serve', '::', '80');
     const seen = await watch();
-    open().close({ remove: false });
+    await openAndKill();
     const callers = await hammer();
     const { uid, cgroup } = kubepods.make();
     const pod = lab.addPod('a', ...POD);
@@ -252,14 +289,13 @@ describe('a new pod', () => {
     capture = open();
     expect(held(uid)).toMatchObject({ held: true, refusedConnects: 2 });
     expect(held(uid).refusedInbound).toBeGreaterThan(20);
-    const before = Date.now();
     capture.decide(uid, 'mesh');
     const waiting = kubepods.connect(cgroup, pod, OUTSIDE.ip4, '80');
     await sleep(100);
     await enrol(pod, uid);
     expect(await waiting).toMatchObject({ ok: true, answer: `proxy outbound ${OUTSIDE.ip4}:80` });
     expect((await answers(callers)).map((each) => each.split(' ')[1])).toEqual(['plaintext', 'plaintext']);
-    expect(seen.clear(before)).toEqual([]);
+    expect(seen.clear(activated)).toEqual([]);
     expect(server.lines).toHaveLength(1);
   });
 
@@ -277,7 +313,19 @@ describe('a new pod', () => {
     expect(held(plain)).toMatchObject({ held: false, heldMs: 0, refusedConnects: 0, delayedConnects: 0 });
     capture.forget(plain);
     expect(capture.decided()).toEqual([]);
-    expect(held(plain)).toMatchObject({ held: true, verdict: 'none' });
+    // Its cgroup is empty, so it is gone; one with a process in it is not.
+    expect(capture.held()).toEqual([]);
+    const other = kubepods.make();
+    kubepods.start(other.cgroup, pod, lab.peer, 'serve', '::', '8080');
+    await sleep(200);
+    capture.decide(other.uid, 'plain');
+    expect(held(other.uid)).toMatchObject({ held: false });
+    capture.forget(other.uid);
+    expect(held(other.uid)).toMatchObject({ held: true, verdict: 'none' });
+    // Nobody knew of this one.
+    const third = kubepods.make();
+    capture.forget(third.uid);
+    expect(held(third.uid)).toMatchObject({ held: true, verdict: 'none' });
   });
 
   it('that is plain is free from its first instruction', async () => {
@@ -348,8 +396,12 @@ describe('a new pod', () => {
     for (const address of ['127.0.0.1', '::1', '0.0.0.0'])
       expect(await kubepods.connect(cgroup, pod, address, '8080')).toMatchObject({ ok: true });
     const argv = ['-i', 'eth0', '-nn', '-c', '1', '--immediate-mode', 'udp port 53'];
-    const dump = spawn('nsenter', [`--net=/var/run/netns/ebA-${process.pid}-out`, 'tcpdump', ...argv], { timeout: 10_000 });
-    await new Promise<void>((resolve) => dump.stderr.on('data', (text: Buffer) => text.includes('listening') && resolve()));
+    const dump = spawn('nsenter', [`--net=/var/run/netns/ebA-${process.pid}-out`, 'tcpdump', ...argv], {
+      timeout: 10_000,
+    });
+    await new Promise<void>((resolve) =>
+      dump.stderr.on('data', (text: Buffer) => text.includes('listening') && resolve()),
+    );
     const script = `echo $$ > ${cgroup}/container/cgroup.procs; echo x > /dev/udp/${OUTSIDE.ip4}/53`;
     const ended = new Promise((resolve) => dump.once('exit', resolve));
     run('nsenter', `--net=${pod.path}`, 'bash', '-c', script);
@@ -413,7 +465,13 @@ describe('a new pod', () => {
     kubepods.make('cgroupfs', hash);
     kubepods.make('systemd', hash.replace('f', '0'));
     expect(capture.held().filter(({ uid }) => !uid.includes('-'))).toHaveLength(2);
-    for (const name of ['podman', `pod${'x'.repeat(36)}`, `pod${'1'.repeat(37)}`, `x-pod${'1'.repeat(36)}.scope`, 'x.slice'])
+    for (const name of [
+      'podman',
+      `pod${'x'.repeat(36)}`,
+      `pod${'1'.repeat(37)}`,
+      `x-pod${'1'.repeat(36)}.scope`,
+      'x.slice',
+    ])
       kubepods.other(name);
     expect(capture.held()).toHaveLength(202);
     run('mkdir', `${kubepods.directory}-other`);

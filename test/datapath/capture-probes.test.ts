@@ -3,7 +3,17 @@
 import { writeFileSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { Capture } from '../../src/agent/capture.ts';
-import { CaptureLab, type Json, type LabPod, makeCgroup, NODE, OUTSIDE, type Peer, removeCgroup, run } from './capture/lab.ts';
+import {
+  CaptureLab,
+  type Json,
+  type LabPod,
+  makeCgroup,
+  NODE,
+  OUTSIDE,
+  type Peer,
+  removeCgroup,
+  run,
+} from './capture/lab.ts';
 
 const POD = ['10.231.0.2', 'fd31::2'] as const;
 const shown = (address: string): string => (address.includes(':') ? `[${address}]` : address);
@@ -114,7 +124,9 @@ describe('the kubelet', () => {
     expect((await probe(POD[1])).answer).toMatch(/^proxy plaintext /);
     await kubelet.stop();
     expect(() => capture.trustProber(pid)).toThrow(/process \d+/);
-    expect(() => capture.trustProber(pod.start('serve', '::', '8099').process.pid as number)).toThrow(/namespace of pod/);
+    expect(() => capture.trustProber(pod.start('serve', '::', '8099').process.pid as number)).toThrow(
+      /namespace of pod/,
+    );
   });
 
   it('has its own namespace where several nodes share a kernel', async () => {

@@ -192,8 +192,9 @@ static int run_proxy(const char* netns, int workers, const char* any) {
   }
 }
 
-// prober: a kubelet in small. For each line "ADDRESS PORT SOURCE_PORT TIMES" of standard input it connects that
-// often, one after another, sends a line and reads to the end; "enter PATH" takes it to another namespace.
+// prober: a kubelet in small. For each line "ADDRESS PORT SOURCE_PORT TIMES" of standard input it connects
+// that often, one after another, sends a line and reads to the end; "enter PATH" takes it to another
+// namespace.
 static int run_prober(void) {
   char line[256], ip[64], answer[256];
   int port, source, times, one = 1;
@@ -235,8 +236,8 @@ static int run_prober(void) {
   return 0;
 }
 
-// hammer ADDRESS PORT MILLISECONDS: begins a connection every five milliseconds, each with a payload, until one
-// is answered or the time is over.
+// hammer ADDRESS PORT MILLISECONDS: begins a connection every five milliseconds, each with a payload, until
+// one is answered or the time is over.
 static int run_hammer(const char* ip, int port, int milliseconds) {
   struct sockaddr_storage to;
   socklen_t n = parse(&to, ip, port);
