@@ -272,9 +272,10 @@ describe('bpf/capture.h', () => {
     };
     const shared = types.filter((type) => type.kind === 'STRUCT' && type.name.startsWith('ebb_'));
     expect(shared.map((type) => type.name).sort()).toEqual(
-      ['address_key', 'flow', 'listener_key', 'pod', 'port_key', 'proxy', 'socket', 'stats', 'tuple'].map(
-        (name) => `ebb_${name}`,
-      ),
+      [
+        ...['address_key', 'decision', 'flow', 'held', 'hold_settings', 'listener_key', 'listening', 'newcomer'],
+        ...['owner_key', 'pod', 'port_key', 'prober', 'proxy', 'socket', 'stats', 'tuple', 'uid'],
+      ].map((name) => `ebb_${name}`),
     );
     const lines = shared.flatMap((type) => [
       `static_assert(sizeof(${type.name}) == ${type.size});`,

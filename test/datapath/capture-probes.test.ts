@@ -124,9 +124,8 @@ describe('the kubelet', () => {
     expect((await probe(POD[1])).answer).toMatch(/^proxy plaintext /);
     await kubelet.stop();
     expect(() => capture.trustProber(pid)).toThrow(/process \d+/);
-    expect(() => capture.trustProber(pod.start('serve', '::', '8099').process.pid as number)).toThrow(
-      /namespace of pod/,
-    );
+    const inPod = await pod.serve('::', 8099);
+    expect(() => capture.trustProber(inPod.process.pid as number)).toThrow(/namespace of pod/);
   });
 
   it('has its own namespace where several nodes share a kernel', async () => {
