@@ -2,7 +2,7 @@
 /* Programs at the root of cgroup2: captured pods' connects go to the proxy, names and SO_ORIGINAL_DST tell
  * the truth about them, and every connection is published under its exact tuple before its first packet
  * leaves. */
-#include "maps.bpf.h"
+#include "hold.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -11,6 +11,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define EBB_SOL_SOCKET 1
 #define EBB_SO_BINDTODEVICE 25
 #define EBB_SOL_IP 0
+#define EBB_SOL_TCP 6
 #define EBB_SOL_IPV6 41
 #define EBB_SO_ORIGINAL_DST 80 /* also IP6T_SO_ORIGINAL_DST */
 #define EBB_PAGE_SIZE 4096
@@ -19,6 +20,13 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define EBB_REFUSE 0
 #define EBB_ALLOW 1
 
+/* First timeout of a SYN that is held, in jiffies (5 to 50 ms); each further one is twice as long. The number
+ * of retries makes the last one come no earlier than without a mesh, if the clock ticks 250 times a second.
+ */
+#define EBB_HELD_TIMEOUT 5
+#define EBB_HELD_RETRIES 13
+#define EBB_TCP_SYNCNT 7
+
 struct {
   __uint(type, BPF_MAP_TYPE_HASH);
   __uint(max_entries, EBB_MAX_PROXIES);
@@ -26,13 +34,12 @@ struct {
   __type(value, struct ebb_proxy);
 } ebb_proxies SEC(".maps");
 
-/* Cloned to accepted sockets, so that those of the proxy's listeners are known as the proxy's. */
 struct {
-  __uint(type, BPF_MAP_TYPE_SK_STORAGE);
-  __uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
-  __type(key, int);
-  __type(value, struct ebb_socket);
-} ebb_sockets SEC(".maps");
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(max_entries, EBB_MAX_PROBERS);
+  __type(key, __u32);
+  __type(value, struct ebb_prober);
+} ebb_probers SEC(".maps");
 
 /* Only callable where a task is the cause: connect and bind. Both must match: a pid that is reused while no
  * agent watches belongs to a process in another cgroup. */
@@ -41,6 +48,15 @@ static __always_inline int is_proxy(void) {
   struct ebb_proxy* proxy = bpf_map_lookup_elem(&ebb_proxies, &tgid);
 
   return proxy && proxy->cgroup == bpf_get_current_cgroup_id();
+}
+
+/* Whether a kubelet is the cause, in its own network namespace. A thread of it that enters a pod's is not
+ * believed. */
+static __always_inline int is_prober(__u64 cookie) {
+  __u32 tgid = bpf_get_current_pid_tgid() >> 32;
+  struct ebb_prober* prober = bpf_map_lookup_elem(&ebb_probers, &tgid);
+
+  return prober && prober->cookie == cookie && prober->cgroup == bpf_get_current_cgroup_id();
 }
 
 static __always_inline void count_capture(__u64 cookie, int steered) {
@@ -52,6 +68,12 @@ static __always_inline void count_capture(__u64 cookie, int steered) {
   else
     __sync_fetch_and_add(&stats->captured, 1);
   stats->last_ns = bpf_ktime_get_boot_ns();
+}
+
+static __always_inline void count_probe(__u64 cookie) {
+  struct ebb_stats* stats = bpf_map_lookup_elem(&ebb_stats, &cookie);
+
+  if (stats) __sync_fetch_and_add(&stats->probes, 1);
 }
 
 /* Whether the pod holds as many flows as are free, the margin counted as held. */
@@ -110,6 +132,97 @@ static __always_inline int is_tcp(struct bpf_sock_addr* ctx) {
          (ctx->protocol == EBB_IPPROTO_TCP || ctx->protocol == EBB_IPPROTO_MPTCP);
 }
 
+/* A connect of a kubelet. Its probes reach a pod past the proxy, also when the proxy is down: the tuple of
+ * exactly this connection is published for the pod's sk_lookup, which then lets its SYN pass to the
+ * application. Who calls is known here, at the kubelet's own connect(), and nowhere later: an address or a
+ * mark could be anybody's. So there is no SNAT, no rule on the host, and the pod sees the node's real
+ * address. */
+static __always_inline int decide_probe(struct bpf_sock_addr* ctx, const __u32* address) {
+  struct ebb_owner_key key;
+  struct ebb_socket* state;
+  __u64* owner;
+
+  ebb_copy(key.address, address);
+  owner = bpf_map_lookup_elem(&ebb_owners, &key);
+  if (!owner) {
+    bpf_sk_storage_delete(&ebb_sockets, ctx->sk);
+    return EBB_ALLOW;
+  }
+  state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (!state) return EBB_ALLOW;
+  state->kind = EBB_KIND_PROBE;
+  state->pod = *owner;
+  return EBB_ALLOW;
+}
+
+/* Stores in the socket where connect shall go instead. */
+static __always_inline void aim(struct bpf_sock_addr* ctx, struct ebb_socket* state, const __u32* address,
+                                __u16 port, __u32 hash) {
+  state->kind = EBB_KIND_OUTBOUND;
+  state->role = 0;
+  state->held = 0;
+  ebb_copy(state->address, address);
+  state->port = port;
+  if (ebb_is_mapped(address)) {
+    /* 127.128.0.0/10: clear of the usual loopback addresses and of 127.255.255.255. */
+    ebb_map4(state->target, bpf_htonl(0x7f800000 | (hash & 0x3fffff)));
+    state->target_port = EBB_TARGET_PORT;
+  } else {
+    /* One address only, so ports spread the connections. */
+    __u32 target_port = EBB_TARGET_PORT + hash % EBB_TARGET_PORTS;
+
+    if (ctx->sk->src_port == target_port) target_port++;
+    state->target[0] = 0;
+    state->target[1] = 0;
+    state->target[2] = 0;
+    state->target[3] = bpf_htonl(1);
+    state->target_port = target_port;
+  }
+}
+
+static __always_inline __u32 hash_destination(const __u32* address, __u16 port) {
+  return ebb_mix(ebb_mix(ebb_mix(address[0], address[1]), ebb_mix(address[2], address[3])), port);
+}
+
+/* Bound to another device the connect to loopback would time out. Returns whether it could be helped. */
+static __always_inline int bind_to_loopback(struct bpf_sock_addr* ctx) {
+  char lo[3] = "lo";
+
+  return !ctx->sk->bound_dev_if || !bpf_setsockopt(ctx, EBB_SOL_SOCKET, EBB_SO_BINDTODEVICE, lo, sizeof(lo));
+}
+
+/* A connect of a pod that is not captured (yet): what to do, as decide_connect. */
+static __always_inline int hold_connect(struct bpf_sock_addr* ctx, __u64 cookie, const __u32* address,
+                                        __u16 port) {
+  struct ebb_newcomer* newcomer;
+  struct ebb_socket* state;
+  struct ebb_held* sums = ebb_held_sums();
+  __u64 id = 0;
+  __u32 verdict;
+
+  /* A socket may connect, disconnect and connect again: what was decided before must not be published. */
+  bpf_sk_storage_delete(&ebb_sockets, ctx->sk);
+  if (!ebb_may_hold(cookie) || ebb_is_any(address) || ebb_is_loopback(address)) return EBB_ALLOW;
+  newcomer = ebb_newcomer_of_task(&id);
+  if (!newcomer || !sums) return EBB_ALLOW;
+  verdict = ebb_verdict_of(newcomer);
+  if (verdict == EBB_VERDICT_PLAIN) return EBB_ALLOW;
+  if (verdict != EBB_VERDICT_MESH) {
+    __sync_fetch_and_add(&newcomer->refused_connects, 1);
+    __sync_fetch_and_add(&sums->refused_connects, 1);
+    return EBB_REFUSE;
+  }
+  state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (!state) return EBB_REFUSE;
+  aim(ctx, state, address, port, hash_destination(address, port));
+  state->held = 1;
+  state->pod = id;
+  if (!bind_to_loopback(ctx)) return EBB_REFUSE;
+  __sync_fetch_and_add(&newcomer->delayed_connects, 1);
+  __sync_fetch_and_add(&sums->delayed_connects, 1);
+  return 2;
+}
+
 /* Returns what to do with a connect to the address: 0 refuse, 1 allow as it is, 2 rewrite to socket->target.
  */
 static __always_inline int decide_connect(struct bpf_sock_addr* ctx, const __u32* address, __u16 port) {
@@ -117,10 +230,12 @@ static __always_inline int decide_connect(struct bpf_sock_addr* ctx, const __u32
   struct ebb_pod* pod = bpf_map_lookup_elem(&ebb_pods, &cookie);
   struct bpf_sock* listener;
   struct ebb_socket* state;
-  char lo[3] = "lo";
   __u32 hash;
 
-  if (!pod) return EBB_ALLOW;
+  if (!pod) {
+    if (is_prober(cookie)) return decide_probe(ctx, address);
+    return is_proxy() ? EBB_ALLOW : hold_connect(ctx, cookie, address, port);
+  }
   if (is_proxy()) {
     if (!has_room(cookie)) return EBB_REFUSE;
     state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
@@ -128,15 +243,15 @@ static __always_inline int decide_connect(struct bpf_sock_addr* ctx, const __u32
     if (state->kind != EBB_KIND_CLAIM) state->kind = EBB_KIND_PROXY;
     return EBB_ALLOW;
   }
-  if (!(pod->flags & EBB_POD_CAPTURED) || ebb_is_any(address) || ebb_is_loopback(address) ||
-      ebb_is_own(cookie, address)) {
-    /* A socket may connect, disconnect and connect again: what was decided before must not be published. */
+  if (ebb_is_any(address) || ebb_is_loopback(address) || ebb_is_own(cookie, address)) {
+    /* As in hold_connect: nothing of an earlier connect may be left. */
     bpf_sk_storage_delete(&ebb_sockets, ctx->sk);
     return EBB_ALLOW;
   }
+  if (!(pod->flags & EBB_POD_CAPTURED)) return hold_connect(ctx, cookie, address, port);
 
   if (!has_room(cookie)) return EBB_REFUSE;
-  hash = ebb_mix(ebb_mix(ebb_mix(address[0], address[1]), ebb_mix(address[2], address[3])), port);
+  hash = hash_destination(address, port);
   listener = ebb_find_listener(cookie, EBB_ROLE_OUTBOUND, hash);
   if (!listener) {
     struct ebb_stats* stats = bpf_map_lookup_elem(&ebb_stats, &cookie);
@@ -148,32 +263,9 @@ static __always_inline int decide_connect(struct bpf_sock_addr* ctx, const __u32
 
   state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
   if (!state) return EBB_REFUSE;
-  state->kind = EBB_KIND_OUTBOUND;
-  state->role = 0;
-  ebb_copy(state->address, address);
-  state->port = port;
-  if (ebb_is_mapped(address)) {
-    /* 127.128.0.0/10: clear of the usual loopback addresses and of 127.255.255.255. */
-    ebb_copy(state->own, pod->ip4);
-    ebb_map4(state->target, bpf_htonl(0x7f800000 | (hash & 0x3fffff)));
-    state->target_port = EBB_TARGET_PORT;
-  } else {
-    /* One address only, so ports spread the connections; below the ephemeral range, or a socket could be
-     * given the target's port as its own and connect to itself. */
-    __u32 target_port = EBB_TARGET_PORT + hash % EBB_TARGET_PORTS;
-
-    if (ctx->sk->src_port == target_port) target_port++;
-    ebb_copy(state->own, pod->ip6);
-    state->target[0] = 0;
-    state->target[1] = 0;
-    state->target[2] = 0;
-    state->target[3] = bpf_htonl(1);
-    state->target_port = target_port;
-  }
-  /* Bound to another device the connect to loopback would time out. */
-  if (ctx->sk->bound_dev_if && bpf_setsockopt(ctx, EBB_SOL_SOCKET, EBB_SO_BINDTODEVICE, lo, sizeof(lo)))
-    return EBB_REFUSE;
-  return 2;
+  aim(ctx, state, address, port, hash);
+  ebb_copy(state->own, ebb_is_mapped(address) ? pod->ip4 : pod->ip6);
+  return bind_to_loopback(ctx) ? 2 : EBB_REFUSE;
 }
 
 SEC("cgroup/connect4")
@@ -216,6 +308,15 @@ int ebb_connect6(struct bpf_sock_addr* ctx) {
   return EBB_ALLOW;
 }
 
+/* Remembers that the socket may be a listener of a pod that is held. */
+static __always_inline void mark_listening(void* sk, __u64 cookie) {
+  struct ebb_listening* listening;
+
+  if (!ebb_may_hold(cookie)) return;
+  listening = bpf_sk_storage_get(&ebb_listening, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+  if (listening) listening->cookie = cookie;
+}
+
 /* Returns what to do with the proxy's bind: 0 refuse, 1 allow as it is, 2 bind to port 0, 3 bind to
  * socket->own port 0. */
 static __always_inline int decide_bind(struct bpf_sock_addr* ctx, const __u32* address, __u16 port) {
@@ -223,7 +324,12 @@ static __always_inline int decide_bind(struct bpf_sock_addr* ctx, const __u32* a
   struct ebb_pod* pod = bpf_map_lookup_elem(&ebb_pods, &cookie);
   struct ebb_socket* state;
 
-  if (!pod || !is_proxy()) return EBB_ALLOW;
+  if (is_proxy()) {
+    if (!pod) return EBB_ALLOW;
+  } else {
+    if (!pod || !(pod->flags & EBB_POD_CAPTURED)) mark_listening(ctx->sk, cookie);
+    return EBB_ALLOW;
+  }
   if (ebb_is_any(address)) {
     if (port != EBB_OUTBOUND_PORT && port != EBB_PLAINTEXT_PORT && port != EBB_HBONE_PORT) return EBB_ALLOW;
     state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
@@ -508,13 +614,41 @@ static __always_inline void on_listen(struct bpf_sock_ops* ctx, struct ebb_socke
   if (stats && stats->slots[role & 3] < i + 1) stats->slots[role & 3] = i + 1;
 }
 
-/* TCP_CONNECT_CB, before the SYN leaves. */
+/* Of a held connect it is asked again, with each timeout of its SYN, whether the pod is captured by now. One
+ * that is not held any more without being captured ends at its loopback address, where nobody listens. */
+static __always_inline void look_again(struct ebb_socket* state, __u64 cookie) {
+  struct ebb_pod* pod = bpf_map_lookup_elem(&ebb_pods, &cookie);
+  __u64 id = state->pod;
+  struct ebb_newcomer* newcomer;
+
+  if (pod && (pod->flags & EBB_POD_CAPTURED)) {
+    ebb_copy(state->own, ebb_is_mapped(state->address) ? pod->ip4 : pod->ip6);
+    state->held = 0;
+    return;
+  }
+  newcomer = bpf_map_lookup_elem(&ebb_newcomers, &id);
+  if (!newcomer || ebb_verdict_of(newcomer) != EBB_VERDICT_MESH) state->held = 0;
+}
+
+/* TCP_CONNECT_CB, before the SYN leaves, and RTO_CB of a held connect, before it leaves again. */
 static __always_inline void on_connect(struct bpf_sock_ops* ctx, struct ebb_socket* state) {
   struct ebb_tuple seen = {}, key = {};
   struct ebb_flow flow = {.kind = state->kind};
 
   seen.cookie = bpf_get_netns_cookie(ctx);
   sockops_tuple(&seen, ctx);
+  if (state->held) {
+    __u32 retries = EBB_HELD_RETRIES;
+
+    if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+      bpf_setsockopt(ctx, EBB_SOL_TCP, EBB_TCP_SYNCNT, &retries, sizeof(retries));
+      bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_RTO_CB_FLAG);
+      return;
+    }
+    look_again(state, seen.cookie);
+    if (state->held) return;
+    bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_RTO_CB_FLAG);
+  }
   if (state->kind == EBB_KIND_CLAIM) {
     /* Kept as the application's socket will see it. */
     reverse_tuple(&key, &seen);
@@ -528,6 +662,10 @@ static __always_inline void on_connect(struct bpf_sock_ops* ctx, struct ebb_sock
     flow.port = state->port;
   } else if (state->kind == EBB_KIND_PROXY) {
     __builtin_memcpy(&key, &seen, sizeof(key));
+  } else if (state->kind == EBB_KIND_PROBE) {
+    __builtin_memcpy(&key, &seen, sizeof(key));
+    key.cookie = state->pod;
+    count_probe(key.cookie);
   } else {
     return;
   }
@@ -538,7 +676,7 @@ static __always_inline void on_connect(struct bpf_sock_ops* ctx, struct ebb_sock
 
 /* PASSIVE_ESTABLISHED_CB: an accepted connection, of the proxy or of an application. */
 static __always_inline void on_accept(struct bpf_sock_ops* ctx, struct ebb_socket* state) {
-  struct ebb_tuple key = {};
+  struct ebb_tuple key = {}, reverse = {};
   struct ebb_flow fresh = {};
   struct ebb_flow* flow;
   struct ebb_pod* pod;
@@ -558,7 +696,12 @@ static __always_inline void on_accept(struct bpf_sock_ops* ctx, struct ebb_socke
   if (flow && flow->kind == EBB_KIND_CLAIM) {
     flow->accepted = 1;
     watch_state(ctx);
-  } else if (!flow && pod && (pod->flags & EBB_POD_BYPASS_INBOUND)) {
+  } else if (!flow && pod) {
+    /* A probe: the application may answer for as long as its own socket lives, also after the kubelet's is
+     * closed, or the rest of an answer would be sent again and again. */
+    reverse_tuple(&reverse, &key);
+    flow = bpf_map_lookup_elem(&ebb_flows, &reverse);
+    if (!(pod->flags & EBB_POD_BYPASS_INBOUND) && !(flow && flow->kind == EBB_KIND_PROBE)) return;
     fresh.kind = EBB_KIND_BYPASS;
     watch_state(ctx);
     publish(&key, &fresh);
@@ -585,6 +728,7 @@ static __always_inline void on_close(struct bpf_sock_ops* ctx, struct ebb_socket
     if (flow && !flow->accepted) unpublish(&key);
     return;
   }
+  if (state && state->kind == EBB_KIND_PROBE) seen.cookie = state->pod;
   unpublish(&seen);
 }
 
@@ -594,19 +738,23 @@ int ebb_sockops(struct bpf_sock_ops* ctx) {
   __u32 op = ctx->op;
 
   if (op != BPF_SOCK_OPS_TCP_LISTEN_CB && op != BPF_SOCK_OPS_TCP_CONNECT_CB &&
-      op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB &&
-      !(op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE))
+      op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_TIMEOUT_INIT &&
+      op != BPF_SOCK_OPS_RTO_CB && !(op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE))
     return 1;
   if (ctx->sk) state = bpf_sk_storage_get(&ebb_sockets, ctx->sk, 0, 0);
   if (op == BPF_SOCK_OPS_STATE_CB) {
     on_close(ctx, state, ctx->args[0] == BPF_TCP_LISTEN);
   } else if (op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
     on_accept(ctx, state);
-  } else if (state) {
-    if (op == BPF_SOCK_OPS_TCP_CONNECT_CB)
-      on_connect(ctx, state);
-    else if (state->kind == EBB_KIND_LISTENER)
+  } else if (op == BPF_SOCK_OPS_TCP_LISTEN_CB) {
+    if (state && state->kind == EBB_KIND_LISTENER)
       on_listen(ctx, state);
+    else if (ctx->sk)
+      mark_listening(ctx->sk, bpf_get_netns_cookie(ctx));
+  } else if (state && op == BPF_SOCK_OPS_TIMEOUT_INIT) {
+    if (state->held) ctx->reply = EBB_HELD_TIMEOUT;
+  } else if (state && (op == BPF_SOCK_OPS_TCP_CONNECT_CB || state->held)) {
+    on_connect(ctx, state);
   }
   return 1;
 }

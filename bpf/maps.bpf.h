@@ -29,6 +29,13 @@ struct {
   __type(value, __u32);
 } ebb_addresses SEC(".maps");
 
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(max_entries, EBB_MAX_ADDRESSES);
+  __type(key, struct ebb_owner_key);
+  __type(value, __u64);
+} ebb_owners SEC(".maps");
+
 /* Preallocated on purpose: an allocation that fails under a burst of connections would refuse some of them.
  */
 struct {

@@ -51,6 +51,8 @@ int ebb_steer(struct bpf_sk_lookup* ctx) {
     if (key.remote_port == EBB_TARGET_PORT && ebb_is_mapped(key.remote) &&
         (key.remote[3] & bpf_htonl(0xffc00000)) == bpf_htonl(0x7f800000))
       return SK_DROP;
+    /* The kubelet's own probes are the application's, whether the proxy lives or not. */
+    if (flow && flow->kind == EBB_KIND_PROBE) return SK_PASS;
     /* By address, never by interface: a connection to the own address shows the index of eth0. */
     if (ebb_is_loopback(key.local) || ebb_is_own(cookie, key.local)) return SK_PASS;
     if (pod->flags & EBB_POD_BYPASS_INBOUND) return SK_PASS;

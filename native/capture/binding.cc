@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "error.h"
 #include "netns.h"
@@ -62,6 +63,30 @@ PodSpec podSpec(const Napi::Value& value) {
   return spec;
 }
 
+std::optional<HoldOptions> holdOptions(const Napi::Value& value) {
+  if (value.IsUndefined()) return std::nullopt;
+  if (!value.IsObject()) throw Napi::TypeError::New(value.Env(), "hold must be an object");
+  Napi::Object object = value.As<Napi::Object>();
+  HoldOptions options;
+  std::string undecided = text(object, "undecided");
+  if (undecided != "refuse" && undecided != "allow")
+    throw Napi::TypeError::New(value.Env(), "hold.undecided must be 'refuse' or 'allow'");
+  options.refuse = undecided == "refuse";
+  if (!object.Get("podCgroup").IsUndefined()) options.directory = text(object, "podCgroup");
+  return options;
+}
+
+uint32_t verdict(const Napi::Value& value) {
+  std::string name = value.IsString() ? value.As<Napi::String>().Utf8Value() : "";
+  if (name == "mesh") return EBB_VERDICT_MESH;
+  if (name == "plain") return EBB_VERDICT_PLAIN;
+  throw Napi::TypeError::New(value.Env(), "a verdict is 'mesh' or 'plain'");
+}
+
+const char* verdictName(uint32_t value) {
+  return value == EBB_VERDICT_MESH ? "mesh" : value == EBB_VERDICT_PLAIN ? "plain" : "none";
+}
+
 Napi::Array addressArray(Napi::Env env, const std::vector<Address>& addresses) {
   Napi::Array array = Napi::Array::New(env, addresses.size());
   for (uint32_t i = 0; i < addresses.size(); i++) array.Set(i, formatAddress(addresses[i]));
@@ -75,6 +100,11 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
         env, "Capture",
         {InstanceMethod<&CaptureObject::trustProxy>("trustProxy"),
          InstanceMethod<&CaptureObject::distrustProxy>("distrustProxy"),
+         InstanceMethod<&CaptureObject::trustProber>("trustProber"),
+         InstanceMethod<&CaptureObject::distrustProber>("distrustProber"),
+         InstanceMethod<&CaptureObject::decide>("decide"), InstanceMethod<&CaptureObject::forget>("forget"),
+         InstanceMethod<&CaptureObject::decided>("decided"), InstanceMethod<&CaptureObject::held>("held"),
+         InstanceMethod<&CaptureObject::heldTotals>("heldTotals"),
          InstanceMethod<&CaptureObject::prepare>("prepare"),
          InstanceMethod<&CaptureObject::activate>("activate"),
          InstanceMethod<&CaptureObject::release>("release"),
@@ -87,7 +117,8 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
       if (!info[0].IsObject()) throw Napi::TypeError::New(info.Env(), "options must be an object");
       Napi::Object options = info[0].As<Napi::Object>();
       GuardKind kind = options.Get("classicGuard").ToBoolean() ? GuardKind::kClassic : GuardKind::kAutomatic;
-      capture_ = std::make_unique<NodeCapture>(text(options, "cgroup"), text(options, "pinDirectory"), kind);
+      capture_ = std::make_unique<NodeCapture>(text(options, "cgroup"), text(options, "pinDirectory"), kind,
+                                               holdOptions(options.Get("hold")));
     });
   }
 
@@ -106,6 +137,61 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
   void distrustProxy(const Napi::CallbackInfo& info) {
     with(info, [&](NodeCapture& capture) { capture.distrustProxy(integer(info[0], "pid")); });
   }
+  void trustProber(const Napi::CallbackInfo& info) {
+    with(info, [&](NodeCapture& capture) { capture.trustProber(integer(info[0], "pid")); });
+  }
+  void distrustProber(const Napi::CallbackInfo& info) {
+    with(info, [&](NodeCapture& capture) { capture.distrustProber(integer(info[0], "pid")); });
+  }
+  void decide(const Napi::CallbackInfo& info) {
+    with(info, [&](NodeCapture& capture) { capture.hold().decide(info[0].ToString(), verdict(info[1])); });
+  }
+  void forget(const Napi::CallbackInfo& info) {
+    with(info, [&](NodeCapture& capture) { capture.hold().forget(info[0].ToString()); });
+  }
+
+  Napi::Value decided(const Napi::CallbackInfo& info) {
+    return with(info, [&](NodeCapture& capture) -> Napi::Value {
+      Napi::Array array = Napi::Array::New(info.Env());
+      for (const std::string& uid : capture.hold().decided())
+        array.Set(array.Length(), Napi::String::New(info.Env(), uid));
+      return array;
+    });
+  }
+
+  Napi::Value held(const Napi::CallbackInfo& info) {
+    return with(info, [&](NodeCapture& capture) -> Napi::Value {
+      Napi::Env env = info.Env();
+      Napi::Array array = Napi::Array::New(env);
+      for (const HeldPod& pod : capture.hold().newcomers()) {
+        Napi::Object object = Napi::Object::New(env);
+        object.Set("uid", pod.uid);
+        object.Set("verdict", verdictName(pod.verdict));
+        object.Set("held", pod.held);
+        object.Set("ageMs", static_cast<double>(pod.age_ns) / 1e6);
+        object.Set("heldMs", static_cast<double>(pod.held_ns) / 1e6);
+        object.Set("refusedConnects", static_cast<double>(pod.refused_connects));
+        object.Set("delayedConnects", static_cast<double>(pod.delayed_connects));
+        object.Set("refusedInbound", static_cast<double>(pod.refused_inbound));
+        array.Set(array.Length(), object);
+      }
+      return array;
+    });
+  }
+
+  Napi::Value heldTotals(const Napi::CallbackInfo& info) {
+    return with(info, [&](NodeCapture& capture) -> Napi::Value {
+      ebb_held sums = capture.hold().sums();
+      Napi::Object object = Napi::Object::New(info.Env());
+      object.Set("pods", static_cast<double>(sums.newcomers));
+      object.Set("unseen", static_cast<double>(sums.unseen));
+      object.Set("refusedConnects", static_cast<double>(sums.refused_connects));
+      object.Set("delayedConnects", static_cast<double>(sums.delayed_connects));
+      object.Set("refusedInbound", static_cast<double>(sums.refused_inbound));
+      return object;
+    });
+  }
+
   void prepare(const Napi::CallbackInfo& info) {
     with(info, [&](NodeCapture& capture) { capture.prepare(podSpec(info[0])); });
   }
@@ -151,6 +237,7 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
         object.Set("capturedConnections", Napi::BigInt::New(env, pod.captured_connections));
         object.Set("steeredConnections", Napi::BigInt::New(env, pod.steered_connections));
         object.Set("refusedConnections", Napi::BigInt::New(env, pod.refused_connections));
+        object.Set("probeConnections", Napi::BigInt::New(env, pod.probe_connections));
         object.Set("flows", pod.flows);
         object.Set("guardDrops", Napi::BigInt::New(env, pod.guard_drops));
         object.Set("inheritedConnections", pod.inherited_connections);

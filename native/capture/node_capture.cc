@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "error.h"
+#include "netns.h"
 #include "pins.h"
 #include "process.h"
 
@@ -34,7 +35,8 @@ bool isValidUid(const std::string& uid) {
              uid.begin(), uid.end(), [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_'; });
 }
 
-NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind)
+NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind,
+                         const std::optional<HoldOptions>& hold)
     : cgroup_(std::move(cgroup)), pin_directory_(std::move(pin_directory)), guard_kind_(guard_kind) {
   root_ = pin_directory_ + "/" EBB_PIN_VERSION;
   map_directory_ = root_ + "/maps";
@@ -45,6 +47,7 @@ NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKin
   lock_ = openDirectory(pin_directory_);
   if (flock(lock_.get(), LOCK_EX | LOCK_NB))
     throw CaptureError("locking " + pin_directory_, errno, "another agent uses it");
+  refuseOtherVersions();
   for (const char* name : {"", "/maps", "/links", "/pods"}) makeDirectory(root_ + name);
   CapturePrograms loaded = loadCapture(map_directory_);
   maps_ = std::move(loaded.maps);
@@ -52,9 +55,25 @@ NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKin
   ebb_stats none{};
   if (bpf_map_update_elem(maps_.stats.get(), &all_pods, &none, BPF_NOEXIST) && errno != EEXIST)
     throw CaptureError("making the counters of all pods", errno);
-  forgetDeadProxies();
+  hold_ = std::make_unique<Hold>(std::move(loaded.hold_maps), root_, cgroup_fd_.get());
+  forgetDeadProcesses();
   adopt();
   attachCgroupPrograms(loaded.programs);
+  if (hold) {
+    HoldPrograms programs = loadHold(map_directory_);
+    hold_->begin(*hold, netnsCookie(host_netns_.get()), programs.tracepoints);
+    attachCgroupPrograms(programs.cgroup);
+  } else {
+    hold_->end();
+  }
+}
+
+// Programs of two versions would both rewrite. Those that are there go on working until they are told to go.
+void NodeCapture::refuseOtherVersions() {
+  for (const std::string& name : listDirectory(pin_directory_))
+    if (name != EBB_PIN_VERSION)
+      throw CaptureError("using pin directory " + pin_directory_, EEXIST,
+                         "it holds pins of another version (" + name + "): run ebbtide uninstall first");
 }
 
 void NodeCapture::attachCgroupPrograms(const std::vector<CgroupProgram>& programs) {
@@ -91,18 +110,41 @@ void NodeCapture::distrustProxy(pid_t pid) {
     throw CaptureError("distrusting process " + std::to_string(pid), errno);
 }
 
-void NodeCapture::forgetDeadProxies() {
-  uint32_t key, next;
-  std::vector<uint32_t> dead;
-  for (int error = bpf_map_get_next_key(maps_.proxies.get(), nullptr, &next); !error;
-       error = bpf_map_get_next_key(maps_.proxies.get(), &key, &next)) {
-    key = next;
-    ebb_proxy value;
-    if (!bpf_map_lookup_elem(maps_.proxies.get(), &key, &value) &&
-        processStart(static_cast<pid_t>(key)) != value.start_ticks)
-      dead.push_back(key);
+void NodeCapture::trustProber(pid_t pid) {
+  ProcessIdentity identity = identifyProcess(pid, cgroup_);
+  uint32_t key = static_cast<uint32_t>(pid);
+  Fd netns = openNetns("/proc/" + std::to_string(pid) + "/ns/net");
+  ebb_prober value{identity.cgroup, identity.start_ticks, netnsCookie(netns.get())};
+  if (processStart(pid) != identity.start_ticks)
+    throw CaptureError("trusting process " + std::to_string(pid), ESRCH, "it ended meanwhile");
+  for (const auto& [uid, pod] : pods_)
+    if (pod.cookie == value.cookie)
+      throw CaptureError("trusting process " + std::to_string(pid) + " as kubelet", EINVAL,
+                         "it is in the network namespace of pod " + uid);
+  if (bpf_map_update_elem(maps_.probers.get(), &key, &value, BPF_ANY))
+    throw CaptureError("trusting process " + std::to_string(pid) + " as kubelet", errno);
+}
+
+void NodeCapture::distrustProber(pid_t pid) {
+  uint32_t key = static_cast<uint32_t>(pid);
+  if (bpf_map_delete_elem(maps_.probers.get(), &key) && errno != ENOENT)
+    throw CaptureError("distrusting process " + std::to_string(pid), errno);
+}
+
+void NodeCapture::forgetDeadProcesses() {
+  for (int map : {maps_.proxies.get(), maps_.probers.get()}) {
+    uint32_t key, next;
+    std::vector<uint32_t> dead;
+    for (int error = bpf_map_get_next_key(map, nullptr, &next); !error;
+         error = bpf_map_get_next_key(map, &key, &next)) {
+      key = next;
+      ebb_prober value;  // begins as ebb_proxy does
+      if (!bpf_map_lookup_elem(map, &key, &value) &&
+          processStart(static_cast<pid_t>(key)) != value.start_ticks)
+        dead.push_back(key);
+    }
+    for (uint32_t pid : dead) bpf_map_delete_elem(map, &pid);
   }
-  for (uint32_t pid : dead) distrustProxy(static_cast<pid_t>(pid));
 }
 
 void NodeCapture::adopt() {
@@ -142,7 +184,7 @@ void NodeCapture::adopt() {
     adoptPod(uid, pod);
     adopted_.push_back({uid, pod.cookie, captured, pod.addresses});
   }
-  for (const std::string& uid : gone) release(uid);
+  for (const std::string& uid : gone) releasePod(uid);
   // Pins without a map entry are what a process left that ended between two steps.
   for (const std::string& uid : listDirectory(root_ + "/pods"))
     if (!pods_.contains(uid)) removePins(podDirectory(uid));
@@ -161,6 +203,15 @@ void NodeCapture::forgetUnknown() {
     if (!known(address.cookie)) addresses.push_back(address);
   }
   for (const ebb_address_key& each : addresses) bpf_map_delete_elem(maps_.addresses.get(), &each);
+  std::vector<ebb_owner_key> owners;
+  ebb_owner_key owner, next_owner;
+  for (int error = bpf_map_get_next_key(maps_.owners.get(), nullptr, &next_owner); !error;
+       error = bpf_map_get_next_key(maps_.owners.get(), &owner, &next_owner)) {
+    owner = next_owner;
+    uint64_t of;
+    if (!bpf_map_lookup_elem(maps_.owners.get(), &owner, &of) && !known(of)) owners.push_back(owner);
+  }
+  for (const ebb_owner_key& each : owners) bpf_map_delete_elem(maps_.owners.get(), &each);
   std::vector<uint64_t> counters;
   uint64_t cookie, next;
   for (int error = bpf_map_get_next_key(maps_.stats.get(), nullptr, &next); !error;
@@ -233,6 +284,7 @@ std::vector<PodStatus> NodeCapture::status() {
       each.refused_connections = stats.refused;
       each.flows = stats.flows;
       each.guard_drops = stats.guard_drops;
+      each.probe_connections = stats.probes;
       each.last_capture_ns = stats.last_ns;
     }
     pruneInherited(pod);
@@ -243,7 +295,8 @@ std::vector<PodStatus> NodeCapture::status() {
 }
 
 void NodeCapture::removeAll() {
-  while (!pods_.empty()) release(pods_.begin()->first);
+  hold_->end();
+  while (!pods_.empty()) releasePod(pods_.begin()->first);
   removePins(root_);
   if (rmdir(pin_directory_.c_str()) && errno != ENOTEMPTY && errno != ENOENT && errno != EBUSY)
     throw CaptureError("removing directory " + pin_directory_, errno);

@@ -8,12 +8,15 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "address.h"
 #include "fd.h"
 #include "guard.h"
+#include "hold.h"
 #include "programs.h"
 
 namespace ebbtide::capture {
@@ -39,6 +42,7 @@ struct PodStatus {
   std::string guard;
   unsigned outbound_listeners = 0, hbone_listeners = 0, plaintext_listeners = 0;
   uint64_t captured_connections = 0, steered_connections = 0, refused_connections = 0, guard_drops = 0;
+  uint64_t probe_connections = 0;
   uint64_t last_capture_ns = 0;
   uint32_t flows = 0;
   unsigned inherited_connections = 0;
@@ -47,15 +51,19 @@ struct PodStatus {
 class NodeCapture {
  public:
   // Loads, pins and attaches; adopts and updates what an earlier process pinned in the same place.
-  NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind);
+  NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind,
+              const std::optional<HoldOptions>& hold);
 
   void trustProxy(pid_t pid);
   void distrustProxy(pid_t pid);
+  void trustProber(pid_t pid);
+  void distrustProber(pid_t pid);
   void prepare(const PodSpec& pod);
   void activate(const PodSpec& pod);
   void release(const std::string& uid);
   const std::vector<KnownPod>& adopted() const { return adopted_; }
   std::vector<PodStatus> status();
+  Hold& hold() { return *hold_; }
   // Takes everything out of the kernel.
   void removeAll();
 
@@ -69,7 +77,9 @@ class NodeCapture {
   };
 
   void attachCgroupPrograms(const std::vector<CgroupProgram>& programs);
-  void forgetDeadProxies();
+  void forgetDeadProcesses();
+  void refuseOtherVersions();
+  void releasePod(const std::string& uid);
   void adopt();
   void forgetUnknown();
   void adoptPod(const std::string& uid, Pod& pod);
@@ -87,6 +97,7 @@ class NodeCapture {
   GuardKind guard_kind_;
   Fd lock_, cgroup_fd_, host_netns_;
   Maps maps_;
+  std::unique_ptr<Hold> hold_;
   std::map<std::string, Pod> pods_;
   std::vector<KnownPod> adopted_;
 };

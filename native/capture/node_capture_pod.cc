@@ -24,6 +24,12 @@ ebb_address_key addressKey(uint64_t cookie, const Address& address) {
   return key;
 }
 
+ebb_owner_key ownerKey(const Address& address) {
+  ebb_owner_key key{};
+  std::memcpy(key.address, address.data(), sizeof(key.address));
+  return key;
+}
+
 ebb_pod describe(const PodSpec& spec) {
   ebb_pod value{};
   if (spec.bypass_inbound) value.flags |= EBB_POD_BYPASS_INBOUND;
@@ -56,11 +62,19 @@ void NodeCapture::writeAddresses(Pod& pod, const std::vector<Address>& addresses
     ebb_address_key key = addressKey(pod.cookie, address);
     if (bpf_map_update_elem(maps_.addresses.get(), &key, &one, BPF_ANY))
       throw CaptureError("storing a pod's address", errno);
+    ebb_owner_key owner = ownerKey(address);
+    if (bpf_map_update_elem(maps_.owners.get(), &owner, &pod.cookie, BPF_ANY))
+      throw CaptureError("storing a pod's address", errno);
   }
   for (const Address& old : pod.addresses) {
     if (std::find(addresses.begin(), addresses.end(), old) != addresses.end()) continue;
     ebb_address_key key = addressKey(pod.cookie, old);
     bpf_map_delete_elem(maps_.addresses.get(), &key);
+    // A pod that came later may have been given the same address.
+    ebb_owner_key owner = ownerKey(old);
+    uint64_t cookie;
+    if (!bpf_map_lookup_elem(maps_.owners.get(), &owner, &cookie) && cookie == pod.cookie)
+      bpf_map_delete_elem(maps_.owners.get(), &owner);
   }
   pod.addresses = addresses;
 }
@@ -77,7 +91,7 @@ void NodeCapture::prepare(const PodSpec& spec) {
     throw CaptureError("preparing pod " + spec.uid, EINVAL, "its network namespace is the agent's own");
 
   auto known = pods_.find(spec.uid);
-  if (known != pods_.end() && known->second.cookie != cookie) release(spec.uid);  // a new sandbox
+  if (known != pods_.end() && known->second.cookie != cookie) releasePod(spec.uid);  // a new sandbox
   Pod& pod = pods_[spec.uid];
   pod.cookie = cookie;
 
@@ -192,9 +206,16 @@ void NodeCapture::activate(const PodSpec& spec) {
   if (!guarded) publishInherited(spec, pod);
   guardPod(spec, pod);
   if (!guarded) publishInherited(spec, pod);
+  hold_->captured(spec.uid);
 }
 
 void NodeCapture::release(const std::string& uid) {
+  // What is let go is plain, or a pod that was seen to appear would be held again.
+  hold_->released(uid);
+  releasePod(uid);
+}
+
+void NodeCapture::releasePod(const std::string& uid) {
   auto found = pods_.find(uid);
   if (found == pods_.end()) return;
   Pod& pod = found->second;

@@ -17,6 +17,7 @@
 #pragma GCC diagnostic ignored "-Wunused-function"
 #include "capture.skel.h"
 #include "guard.skel.h"
+#include "hold.skel.h"
 #include "steer.skel.h"
 #pragma GCC diagnostic pop
 
@@ -87,10 +88,29 @@ CapturePrograms loadCapture(const std::string& map_directory) {
                                duplicate(bpf_program__fd(program))});
   }
   auto map = [](bpf_map* from) { return duplicate(bpf_map__fd(from)); };
-  result.maps = {map(skeleton->maps.ebb_pods),      map(skeleton->maps.ebb_addresses),
-                 map(skeleton->maps.ebb_proxies),   map(skeleton->maps.ebb_flows),
-                 map(skeleton->maps.ebb_listeners), map(skeleton->maps.ebb_ports),
-                 map(skeleton->maps.ebb_stats)};
+  result.maps = {
+      map(skeleton->maps.ebb_pods),      map(skeleton->maps.ebb_addresses), map(skeleton->maps.ebb_owners),
+      map(skeleton->maps.ebb_proxies),   map(skeleton->maps.ebb_probers),   map(skeleton->maps.ebb_flows),
+      map(skeleton->maps.ebb_listeners), map(skeleton->maps.ebb_ports),     map(skeleton->maps.ebb_stats)};
+  result.hold_maps = {map(skeleton->maps.ebb_verdicts), map(skeleton->maps.ebb_newcomers),
+                      map(skeleton->maps.ebb_hold), map(skeleton->maps.ebb_held)};
+  return result;
+}
+
+HoldPrograms loadHold(const std::string& map_directory) {
+  auto skeleton = load<hold_bpf>("hold", map_directory, [](hold_bpf*) {});
+  HoldPrograms result;
+  bpf_program* program;
+  bpf_object__for_each_program(program, skeleton->obj) {
+    std::string name = bpf_program__name(program);
+    Fd fd = duplicate(bpf_program__fd(program));
+    if (bpf_program__type(program) == BPF_PROG_TYPE_RAW_TRACEPOINT) {
+      std::string section = bpf_program__section_name(program);
+      result.tracepoints.push_back({name, section.substr(section.find('/') + 1), std::move(fd)});
+    } else {
+      result.cgroup.push_back({name, bpf_program__expected_attach_type(program), std::move(fd)});
+    }
+  }
   return result;
 }
 

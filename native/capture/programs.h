@@ -18,16 +18,34 @@ struct CgroupProgram {
 };
 
 struct Maps {
-  Fd pods, addresses, proxies, flows, listeners, ports, stats;
+  Fd pods, addresses, owners, proxies, probers, flows, listeners, ports, stats;
+};
+
+struct HoldMaps {
+  Fd verdicts, newcomers, settings, sums;
+};
+
+// A program for a tracepoint of the kernel.
+struct TracepointProgram {
+  std::string name, tracepoint;
+  Fd program;
+};
+
+struct HoldPrograms {
+  std::vector<CgroupProgram> cgroup;
+  std::vector<TracepointProgram> tracepoints;
 };
 
 struct CapturePrograms {
   std::vector<CgroupProgram> programs;
   Maps maps;
+  HoldMaps hold_maps;
 };
 
 // Loads the cgroup programs; maps are taken from `map_directory` (on a bpffs) or made and pinned there.
 CapturePrograms loadCapture(const std::string& map_directory);
+// Programs that hold new pods, against the same maps. They need the kernel's BTF and CAP_PERFMON.
+HoldPrograms loadHold(const std::string& map_directory);
 // sk_lookup program of one pod.
 Fd loadSteer(const std::string& map_directory, uint64_t cookie);
 // tc ingress program of one pod.

@@ -1,10 +1,12 @@
 /** The one place where the capture addon is loaded, and what it exports. */
 
 import { createRequire } from 'node:module';
-import { type Capture, CaptureError, type CaptureOptions } from './capture.js';
+import { type Capture, CaptureError, type CaptureOptions, type HeldPod } from './capture.js';
 
 /** The addon's class; its errors carry `errno` and `log`. */
-export interface AddonCapture extends Omit<Capture, 'close'> {
+export interface AddonCapture extends Omit<Capture, 'close' | 'held'> {
+  /** The age is since the cgroup was made. */
+  held(): (Omit<HeldPod, 'since'> & { readonly ageMs: number })[];
   close(remove: boolean): void;
 }
 

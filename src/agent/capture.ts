@@ -40,10 +40,59 @@ export interface CaptureStatus {
   /** Connections published now; a pod may hold as many as are free for all others. */
   readonly flows: number;
   readonly guardDrops: bigint;
+  /** Connections of the kubelet that reached the pod past the proxy. */
+  readonly probeConnections: bigint;
   /** Connections open when the pod was captured, which stay as they were: number still open. */
   readonly inheritedConnections: number;
   /** CLOCK_BOOTTIME nanoseconds of the last captured or steered connection, 0n if none. */
   readonly lastCaptureNs: bigint;
+}
+
+/** What the agent knows of a pod before it exists: it will be captured, or left alone. */
+export type PodVerdict = 'mesh' | 'plain';
+
+/** How pods that appear are held until they are decided about, and those of the mesh until they are captured. */
+export interface HoldOptions {
+  /**
+   * What becomes of a new pod about which nothing is decided, also while no agent runs: `refuse` lets its TCP
+   * connections fail with EPERM and drops those to it, `allow` lets all through in clear.
+   */
+  readonly undecided: 'refuse' | 'allow';
+  /** Cgroup directory below which this node's pods are, where several nodes share a kernel; all if not given. */
+  readonly podCgroup?: string;
+}
+
+/**
+ * A pod whose cgroup was made since holding began. Entries vanish with the cgroup, that is when the pod is gone. Pods
+ * that are older, and those in the node's own network namespace (hostNetwork), are never held.
+ */
+export interface HeldPod {
+  /** As in the cgroup's name: of a static pod that is its annotation `kubernetes.io/config.hash`. */
+  readonly uid: string;
+  /** `none` if nothing is decided. */
+  readonly verdict: PodVerdict | 'none';
+  /** Whether it is held now. A hostNetwork pod counts as held until it is decided, although nothing is done to it. */
+  readonly held: boolean;
+  /** When its cgroup was made. */
+  readonly since: Date;
+  /** From then to the moment at which it was captured or decided to be plain, or to now. */
+  readonly heldMs: number;
+  /** Connects that failed with EPERM because nothing was decided. */
+  readonly refusedConnects: number;
+  /** Connects that wait, or waited, for the pod to be captured. */
+  readonly delayedConnects: number;
+  /** Packets to its listening sockets that were dropped; callers send them again. */
+  readonly refusedInbound: number;
+}
+
+/** Sums over all pods that appeared since holding began, kept by the kernel over restarts of the agent. */
+export interface HeldTotals {
+  readonly pods: number;
+  /** Pods for which the kernel had no room, and which were not held. More than none is an alarm. */
+  readonly unseen: number;
+  readonly refusedConnects: number;
+  readonly delayedConnects: number;
+  readonly refusedInbound: number;
 }
 
 export interface CaptureOptions {
@@ -53,6 +102,8 @@ export interface CaptureOptions {
   readonly pinDirectory: string;
   /** Guard by clsact as on kernels before 6.6, also where tcx is known. For tests. */
   readonly classicGuard?: boolean;
+  /** Hold new pods. Not given, none is held, and what an earlier agent decided is forgotten. */
+  readonly hold?: HoldOptions;
 }
 
 /** Pin directories below the bpffs have this name, or begin with it and a dash: by that `ebbtide uninstall` finds them. */
@@ -75,12 +126,41 @@ export class CaptureError extends Error {
 
 /**
  * One agent's capture. Errors are CaptureError with what was tried, errno, and the verifier's log where there is one.
- * Sequence for a pod: prepare -> (proxy opens its listeners in the pod's netns) -> activate -> ... -> release.
+ * Sequence for a pod: decide -> prepare -> (proxy opens its listeners in the pod's netns) -> activate -> ... -> release
+ * -> forget.
  */
 export interface Capture {
   /** The proxy behind this process id (as SO_PEERCRED told) may open listeners and state claims. */
   trustProxy(pid: number): void;
   distrustProxy(pid: number): void;
+  /**
+   * The process is the kubelet: its connections to the addresses of prepared pods reach the applications past the
+   * proxy, from the network namespace in which it is now and no other. Call it when the agent starts and whenever the
+   * process that owns the kubelet's port has become another. Trust dies with the process or when it is moved to
+   * another cgroup. Throws CaptureError when the process is gone or in a pod's network namespace.
+   */
+  trustProber(pid: number): void;
+  /** Connections that are open live on. */
+  distrustProber(pid: number): void;
+  /**
+   * Decides about a pod, best before it exists, as soon as the API's watch tells that it is bound to this node (not
+   * for hostNetwork pods, which may be decided `plain`). From its first instant a `plain` pod is free, and a `mesh` pod
+   * held until `activate`: its connects take that much longer, packets to it are dropped. May be repeated. A plain pod
+   * that runs stays free when it is decided `mesh`, until `activate`. `activate` and `release` decide by themselves.
+   * After a start decide about every pod of the node, then `forget` what `decided` and `held` name and the API does not.
+   * Nothing happens when nothing is held. Throws CaptureError when thousands are decided and none forgotten.
+   */
+  decide(uid: string, verdict: PodVerdict): void;
+  /**
+   * The pod is gone from the API, which is known because it was there or because the list is complete. If processes of
+   * it still run, they are undecided again. Its entry in `held` goes if its cgroup is empty.
+   */
+  forget(uid: string): void;
+  /** UIDs about which something is decided, by this agent or one before. */
+  decided(): string[];
+  /** Pods that appeared since holding began and are still there, held or not. */
+  held(): HeldPod[];
+  heldTotals(): HeldTotals;
   /** Makes the pod known so that the proxy's listeners in it are recognised; nothing is captured yet. Idempotent. */
   prepare(pod: CapturePod): void;
   /** Steers inbound connections, captures outbound ones, lists the inherited ones, guards the veth. Idempotent. */

@@ -1,6 +1,15 @@
 /** Capture done by the kernel: the interface of capture.ts on top of the addon. */
 
-import type { AdoptedPod, Capture, CaptureOptions, CapturePod, CaptureStatus } from './capture.js';
+import type {
+  AdoptedPod,
+  Capture,
+  CaptureOptions,
+  CapturePod,
+  CaptureStatus,
+  HeldPod,
+  HeldTotals,
+  PodVerdict,
+} from './capture.js';
 import { type AddonCapture, calling, captureAddon } from './capture-addon.js';
 
 /**
@@ -32,6 +41,35 @@ class NativeCapture implements Capture {
 
   distrustProxy(pid: number): void {
     calling(() => this.#addon.distrustProxy(pid));
+  }
+
+  trustProber(pid: number): void {
+    calling(() => this.#addon.trustProber(pid));
+  }
+
+  distrustProber(pid: number): void {
+    calling(() => this.#addon.distrustProber(pid));
+  }
+
+  decide(uid: string, verdict: PodVerdict): void {
+    calling(() => this.#addon.decide(uid, verdict));
+  }
+
+  forget(uid: string): void {
+    calling(() => this.#addon.forget(uid));
+  }
+
+  decided(): string[] {
+    return calling(() => this.#addon.decided());
+  }
+
+  held(): HeldPod[] {
+    const now = Date.now();
+    return calling(() => this.#addon.held()).map(({ ageMs, ...pod }) => ({ ...pod, since: new Date(now - ageMs) }));
+  }
+
+  heldTotals(): HeldTotals {
+    return calling(() => this.#addon.heldTotals());
   }
 
   prepare(pod: CapturePod): void {

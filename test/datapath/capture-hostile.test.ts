@@ -22,7 +22,7 @@ describe('root in a captured pod', () => {
 
   /** Flows of all pods but inherited ones: as the programs count them, and as there are. */
   function flows(): { counted: number; present: number } {
-    const maps = `${lab.pinDirectory('agent')}/v1/maps`;
+    const maps = `${lab.pinDirectory('agent')}/v2/maps`;
     const all = run('bpftool', '-j', 'map', 'lookup', 'pinned', `${maps}/ebb_stats`, 'key', ...Array(8).fill('0'));
     const counted = (JSON.parse(all) as { formatted: { value: { flows: number } } }).formatted.value.flows;
     const script = `bpftool map dump pinned ${maps}/ebb_flows | grep '"kind":' | grep -vc '"kind": 4'; true`;
@@ -121,7 +121,7 @@ describe('root in a captured pod', () => {
   });
 
   it('is counted right under load, also when released and taken again meanwhile', async () => {
-    const maps = `${lab.pinDirectory('agent')}/v1/maps`;
+    const maps = `${lab.pinDirectory('agent')}/v2/maps`;
     const held = () => run('sh', '-c', `bpftool map dump pinned ${maps}/ebb_stats | grep -o '"flows": [0-9]*'; true`);
     const load = () => [
       ...[OUTSIDE.ip4, OUTSIDE.ip6].map((address) => pod.start('many', address, '80', '200')),

@@ -21,7 +21,7 @@ describe('enrolment under load', () => {
   afterEach(async () => await lab?.remove());
 
   function flows(): number {
-    const maps = `${lab.pinDirectory('agent')}/v1/maps`;
+    const maps = `${lab.pinDirectory('agent')}/v2/maps`;
     return Number(run('sh', '-c', `bpftool map dump pinned ${maps}/ebb_flows | grep -c '"kind":'; true`));
   }
 

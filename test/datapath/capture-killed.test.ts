@@ -20,15 +20,15 @@ describe('an agent killed at any moment', () => {
   });
 
   function cookies(map: string): number {
-    const script = `bpftool map dump pinned ${lab.pinDirectory('agent')}/v1/maps/${map} | grep -c '"key":'; true`;
+    const script = `bpftool map dump pinned ${lab.pinDirectory('agent')}/v2/maps/${map} | grep -c '"key":'; true`;
     return Number(run('sh', '-c', script));
   }
 
   it('is followed by one that takes away what belongs to no pod', () => {
-    const maps = `${lab.pinDirectory('agent')}/v1/maps`;
+    const maps = `${lab.pinDirectory('agent')}/v2/maps`;
     lab.open().close({ remove: false });
     const cookie = ['hex', 'ff', 'ff', 'ff', 'ff', 'ff', '0', '0', '0'];
-    const value = Array<string>(64).fill('0');
+    const value = Array<string>(72).fill('0');
     const address = [...Array<string>(10).fill('0'), 'ff', 'ff', 'a', '0', '0', '1'];
     run('bpftool', 'map', 'update', 'pinned', `${maps}/ebb_stats`, 'key', ...cookie, 'value', ...value);
     run(

@@ -59,7 +59,7 @@ describe('the capture', () => {
     const server = await pod.serve('::', 8083);
     const outside = await lab.startOutside('serve', '::', '8090');
     const entries = (map: string) =>
-      (JSON.parse(run('bpftool', '-j', 'map', 'dump', 'pinned', `${lab.pinDirectory('agent')}/v1/maps/${map}`)) as [])
+      (JSON.parse(run('bpftool', '-j', 'map', 'dump', 'pinned', `${lab.pinDirectory('agent')}/v2/maps/${map}`)) as [])
         .length;
     for (const address of ['10.231.0.2', 'fd31::2']) {
       lab.runOutside('connect', address, '80');
@@ -201,7 +201,7 @@ describe('the capture', () => {
       });
     capture.release('uid-a');
     expect(capture.status()).toEqual([]);
-    expect(readdirSync(`${lab.pinDirectory('agent')}/v1/pods`)).toEqual([]);
+    expect(readdirSync(`${lab.pinDirectory('agent')}/v2/pods`)).toEqual([]);
   });
 
   it('does not trust a process that only listens as the proxy does', async () => {
@@ -272,9 +272,10 @@ describe('bpf/capture.h', () => {
     };
     const shared = types.filter((type) => type.kind === 'STRUCT' && type.name.startsWith('ebb_'));
     expect(shared.map((type) => type.name).sort()).toEqual(
-      ['address_key', 'flow', 'listener_key', 'pod', 'port_key', 'proxy', 'socket', 'stats', 'tuple'].map(
-        (name) => `ebb_${name}`,
-      ),
+      [
+        ...['address_key', 'decision', 'flow', 'held', 'hold_settings', 'listener_key', 'listening', 'newcomer'],
+        ...['owner_key', 'pod', 'port_key', 'prober', 'proxy', 'socket', 'stats', 'tuple', 'uid'],
+      ].map((name) => `ebb_${name}`),
     );
     const lines = shared.flatMap((type) => [
       `static_assert(sizeof(${type.name}) == ${type.size});`,

@@ -22,6 +22,13 @@ class World {
   readonly capture: Capture = {
     trustProxy: () => {},
     distrustProxy: () => {},
+    trustProber: () => {},
+    distrustProber: () => {},
+    decide: () => {},
+    forget: () => {},
+    decided: () => [],
+    held: () => [],
+    heldTotals: () => ({ pods: 0, unseen: 0, refusedConnects: 0, delayedConnects: 0, refusedInbound: 0 }),
     prepare: (pod) => this.#step('prepare', pod.uid, pod),
     activate: (pod) => {
       this.#step('activate', pod.uid, pod);

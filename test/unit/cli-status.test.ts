@@ -23,6 +23,7 @@ const capture: CaptureStatus = {
   refusedConnections: 0n,
   flows: 1,
   guardDrops: 0n,
+  probeConnections: 0n,
   inheritedConnections: 0,
   lastCaptureNs: 1n,
 };

@@ -1,16 +1,18 @@
 /** Pods, a stand-in for the proxy and an outside host for the capture tests: namespaces on a bridge in the test's own namespace. */
 
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import type { Capture, CapturePod } from '../../../src/agent/capture.ts';
+import type { Capture, CapturePod, HoldOptions } from '../../../src/agent/capture.ts';
 import { openCapture } from '../../../src/agent/native-capture.ts';
 import { closeFd, openNetns } from '../../../src/agent/netns.ts';
 
 const SOURCE = new URL('peer.c', import.meta.url).pathname;
 export const OUTSIDE = { ip4: '10.231.0.9', ip6: 'fd31::9' };
+/** The node's own addresses, once `addNodeAddresses` was called. */
+export const NODE = { ip4: '10.231.0.1', ip6: 'fd31::1' };
 
 /** Output of a command; throws with its stderr when it fails. */
 export function run(...argv: string[]): string {
@@ -177,6 +179,12 @@ export class CaptureLab {
     return JSON.parse(stdout.trim().split('\n').at(-1) ?? '') as Json;
   }
 
+  /** The same in the test's own namespace, which is the node's. */
+  runHere(...argv: string[]): Json {
+    const { stdout } = spawnSync(this.peer, argv, { encoding: 'utf8', timeout: 20_000 });
+    return JSON.parse(stdout.trim().split('\n').at(-1) ?? '') as Json;
+  }
+
   async startOutside(...argv: string[]): Promise<Peer> {
     const peer = this.keep(new Peer(this.outside(...argv)));
     await peer.next((line) => line.ready === true);
@@ -194,7 +202,20 @@ export class CaptureLab {
     return join(mount, agent);
   }
 
-  open(agent = 'agent', extra: { classicGuard?: boolean } = {}): Capture {
+  /** Makes the test's own namespace a host on the bridge, as a node is to its pods. */
+  addNodeAddresses(): void {
+    run('ip', 'address', 'add', `${NODE.ip4}/24`, 'dev', this.bridge);
+    run('ip', 'address', 'add', `${NODE.ip6}/64`, 'dev', this.bridge, 'nodad');
+  }
+
+  /** A stand-in for the kubelet, in the test's own namespace; trusted by nobody yet. */
+  async startProber(): Promise<Peer> {
+    const prober = this.keep(new Peer([this.peer, 'prober']));
+    await prober.next((line) => line.ready === true);
+    return prober;
+  }
+
+  open(agent = 'agent', extra: { classicGuard?: boolean; hold?: HoldOptions } = {}): Capture {
     const capture = openCapture({ cgroup: cgroupRoot(), pinDirectory: this.pinDirectory(agent), ...extra });
     this.#captures.push(capture);
     return capture;
@@ -228,7 +249,11 @@ export class CaptureLab {
 
   /** Also what was only half made. */
   #removeGround(): void {
-    for (const netns of this.#namespaces) spawnSync('ip', ['netns', 'delete', netns]);
+    for (const netns of this.#namespaces) {
+      // At once, where a namespace may live on for a moment.
+      spawnSync('ip', ['link', 'delete', `${this.#prefix}${netns.split('-').at(-1)}`]);
+      spawnSync('ip', ['netns', 'delete', netns]);
+    }
     spawnSync('ip', ['link', 'delete', this.bridge]);
     for (const mount of this.#mounts) if (existsSync(mount)) spawnSync('umount', [mount]);
     rmSync(this.directory, { recursive: true, force: true });
@@ -250,4 +275,15 @@ export function makeCgroup(name: string): string {
   const directory = join(cgroupRoot(), name);
   mkdirSync(directory, { recursive: true });
   return directory;
+}
+
+/** Removes such a cgroup with all below it; processes that are still in it go to the root. */
+export function removeCgroup(name: string): void {
+  const directory = join(cgroupRoot(), name);
+  if (!existsSync(directory)) return;
+  for (const entry of readdirSync(directory, { withFileTypes: true }))
+    if (entry.isDirectory()) removeCgroup(join(name, entry.name));
+  for (const pid of readFileSync(join(directory, 'cgroup.procs'), 'utf8').split('\n'))
+    if (pid) spawnSync('sh', ['-c', `echo ${pid} > ${cgroupRoot()}/cgroup.procs`]);
+  rmdirSync(directory);
 }

@@ -94,7 +94,8 @@ static const char* original_destination(int fd) {
 static int listen_on(const char* ip, int port, int reuse_port) {
   struct sockaddr_storage a;
   socklen_t n = parse(&a, ip, port);
-  int one = 1, zero = 0, fd = socket(a.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  int protocol = getenv("MPTCP") ? IPPROTO_MPTCP : 0;
+  int one = 1, zero = 0, fd = socket(a.ss_family, SOCK_STREAM | SOCK_CLOEXEC, protocol);
   if (fd < 0) die("socket");
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
   if (reuse_port) setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one));
@@ -189,6 +190,81 @@ static int run_proxy(const char* netns, int workers, const char* any) {
       turn = (turn + 1) % 128;
     }
   }
+}
+
+// prober: a kubelet in small. For each line "ADDRESS PORT SOURCE_PORT TIMES" of standard input it connects
+// that often, one after another, sends a line and reads to the end; "enter PATH" takes it to another
+// namespace.
+static int run_prober(void) {
+  char line[256], ip[64], answer[256];
+  int port, source, times, one = 1;
+  printf("{\"ready\":true}\n");
+  fflush(stdout);
+  while (fgets(line, sizeof(line), stdin)) {
+    line[strcspn(line, "\n")] = 0;
+    if (!strncmp(line, "enter ", 6)) {
+      int netns = open(line + 6, O_RDONLY | O_CLOEXEC);
+      if (netns < 0 || setns(netns, CLONE_NEWNET)) die("setns");
+      printf("{\"entered\":true}\n");
+    } else if (sscanf(line, "%63s %d %d %d", ip, &port, &source, &times) == 4) {
+      int good = 0, error = 0;
+      answer[0] = 0;
+      for (int i = 0; i < times; i++) {
+        struct sockaddr_storage to, from;
+        struct timeval timeout = {2, 0};
+        socklen_t n = parse(&to, ip, port);
+        int fd = socket(to.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+        socklen_t m = parse(&from, to.ss_family == AF_INET6 ? "::" : "0.0.0.0", source);
+        if (source && bind(fd, (void*)&from, m)) die("bind");
+        if (connect(fd, (void*)&to, n)) {
+          error = errno;
+        } else {
+          if (write(fd, "hello\n", 6) < 0) error = errno;
+          read_answer(fd, answer, sizeof(answer));
+          // Without TIME_WAIT, so that a source port can be used again at once.
+          if (source) setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
+          good += !strncmp(answer, "app ", 4);
+        }
+        close(fd);
+      }
+      printf("{\"direct\":%d,\"answer\":\"%s\",\"errno\":%d}\n", good, answer, error);
+    }
+    fflush(stdout);
+  }
+  return 0;
+}
+
+// hammer ADDRESS PORT MILLISECONDS: begins a connection every five milliseconds, each with a payload, until
+// one is answered or the time is over.
+static int run_hammer(const char* ip, int port, int milliseconds) {
+  struct sockaddr_storage to;
+  socklen_t n = parse(&to, ip, port);
+  struct timespec start, now;
+  char answer[256] = "";
+  int tries = 0;
+  printf("{\"ready\":true}\n");
+  fflush(stdout);
+  clock_gettime(CLOCK_MONOTONIC, &start);
+  for (;;) {
+    int fd = socket(to.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), error = 0;
+    socklen_t size = sizeof(error);
+    tries++;
+    connect(fd, (void*)&to, n);
+    struct pollfd p = {fd, POLLOUT, 0};
+    if (poll(&p, 1, 5) > 0 && !getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) && !error &&
+        write(fd, "payload\n", 8) == 8) {
+      read_answer(fd, answer, sizeof(answer));
+      if (*answer) break;
+    }
+    close(fd);
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if ((now.tv_sec - start.tv_sec) * 1000 + (now.tv_nsec - start.tv_nsec) / 1000000 > milliseconds) break;
+    if (error) usleep(1000);
+  }
+  printf("{\"tries\":%d,\"answer\":\"%s\"}\n", tries, answer);
+  return 0;
 }
 
 static _Noreturn void run_server(const char* ip, int port, int reuse_port) {
@@ -545,6 +621,8 @@ static int run_tcx(const char* interface) {
 int main(int argc, char** argv) {
   if (argc >= 4 && !strcmp(argv[1], "proxy"))
     return run_proxy(argv[2], atoi(argv[3]), argc > 4 ? argv[4] : "::");
+  if (argc >= 5 && !strcmp(argv[1], "hammer")) return run_hammer(argv[2], atoi(argv[3]), atoi(argv[4]));
+  if (argc >= 2 && !strcmp(argv[1], "prober")) return run_prober();
   if (argc >= 4 && !strcmp(argv[1], "serve")) run_server(argv[2], atoi(argv[3]), argc > 4);
   if (argc >= 4 && !strcmp(argv[1], "connect")) return run_connect(argc, argv);
   if (argc >= 8 && !strcmp(argv[1], "raw")) return run_raw(argv);

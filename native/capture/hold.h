@@ -1,0 +1,62 @@
+// Holding of new pods: what the agent decided of each UID, and the programs at the tracepoints by which the
+// kernel sees pods appear. bpf/hold.bpf.h says what is held and why.
+#pragma once
+
+#include <capture.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "programs.h"
+
+namespace ebbtide::capture {
+
+struct HoldOptions {
+  bool refuse = true;     // what becomes of pods of which nothing is decided
+  std::string directory;  // cgroup below which this node's pods are; empty for all
+};
+
+struct HeldPod {
+  std::string uid;
+  uint32_t verdict = EBB_VERDICT_NONE;
+  bool held = false;
+  uint64_t age_ns = 0, held_ns = 0;
+  uint64_t refused_connects = 0, delayed_connects = 0, refused_inbound = 0;
+};
+
+class Hold {
+ public:
+  // Nothing is changed until begin or end is called. `root` is the directory of this version's pins,
+  // `cgroup_fd` any directory of cgroup2, borrowed.
+  Hold(HoldMaps maps, std::string root, int cgroup_fd);
+
+  // Holds from here on. Programs that an earlier process attached are replaced without a gap.
+  void begin(const HoldOptions& options, uint64_t node_cookie,
+             const std::vector<TracepointProgram>& programs);
+  // Holds nothing, and forgets all.
+  void end();
+
+  void decide(const std::string& uid, uint32_t verdict);
+  void forget(const std::string& uid);
+  std::vector<std::string> decided() const;
+  // Of a pod that begins to be captured, and of one that is let go.
+  void captured(const std::string& uid);
+  void released(const std::string& uid);
+
+  // Pods that appeared while this was watched and are still there.
+  std::vector<HeldPod> newcomers() const;
+  ebb_held sums() const;
+
+ private:
+  void decide(const std::string& uid, uint32_t verdict, bool free);
+  bool exists(const ebb_uid& uid) const;
+  bool isPopulated(uint64_t cgroup) const;
+
+  HoldMaps maps_;
+  std::string root_;
+  int cgroup_fd_;
+  uint32_t mode_ = EBB_HOLD_OFF;
+};
+
+}  // namespace ebbtide::capture
