@@ -156,11 +156,11 @@ static __always_inline int decide_connect(struct bpf_sock_addr* ctx, const __u32
     /* 127.128.0.0/10: clear of the usual loopback addresses and of 127.255.255.255. */
     ebb_copy(state->own, pod->ip4);
     ebb_map4(state->target, bpf_htonl(0x7f800000 | (hash & 0x3fffff)));
-    state->target_port = EBB_OUTBOUND_PORT;
+    state->target_port = EBB_TARGET_PORT;
   } else {
     /* One address only, so ports spread the connections; below the ephemeral range, or a socket could be
      * given the target's port as its own and connect to itself. */
-    __u32 target_port = 1 + hash % 16383;
+    __u32 target_port = EBB_TARGET_PORT + hash % EBB_TARGET_PORTS;
 
     if (ctx->sk->src_port == target_port) target_port++;
     ebb_copy(state->own, pod->ip6);

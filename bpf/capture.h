@@ -32,6 +32,11 @@
 #define EBB_OUTBOUND_PORT 15001
 #define EBB_PLAINTEXT_PORT 15006
 #define EBB_HBONE_PORT 15008
+/* Where captured connections are sent on loopback: 1024 ports that hardly any application asks for. The
+ * proxy's end of an open one has that port, so that no listener without SO_REUSEADDR could. Below the
+ * ephemeral range, or a socket could be given the target's port as its own and connect to itself. */
+#define EBB_TARGET_PORT 13312
+#define EBB_TARGET_PORTS 1024
 
 /* Addresses are four words in network order, IPv4 as ::ffff:a.b.c.d. Ports are in host order. Cookies are
  * SO_NETNS_COOKIE. */

@@ -48,7 +48,7 @@ int ebb_steer(struct bpf_sk_lookup* ctx) {
     port.port = key.remote_port;
     if (bpf_map_lookup_elem(&ebb_ports, &port)) return SK_DROP;
     /* Where connect sends what is captured (127.128.0.0/10), no listener of the pod may be found instead. */
-    if (key.remote_port == EBB_OUTBOUND_PORT && ebb_is_mapped(key.remote) &&
+    if (key.remote_port == EBB_TARGET_PORT && ebb_is_mapped(key.remote) &&
         (key.remote[3] & bpf_htonl(0xffc00000)) == bpf_htonl(0x7f800000))
       return SK_DROP;
     /* By address, never by interface: a connection to the own address shows the index of eth0. */

@@ -160,9 +160,9 @@ describe('root in a captured pod', () => {
   });
 
   it('does not reach a listener of its own by a capture address', async () => {
-    const server = await pod.serve('0.0.0.0', 15001);
-    expect(pod.connect('127.0.0.1', 15001).answer).toMatch(/^app /);
-    expect(pod.connect('127.128.1.1', 15001, 'nonblock').ok).not.toBe(true);
+    const server = await pod.serve('0.0.0.0', 13312);
+    expect(pod.connect('127.0.0.1', 13312).answer).toMatch(/^app /);
+    expect(pod.connect('127.128.1.1', 13312, 'nonblock').ok).not.toBe(true);
     await server.stop();
   });
 });

@@ -4,7 +4,7 @@ import { type AccessLine, type Lab, type Pod, waitFor } from '../../src/lab/inde
 import { HBONE_PORT } from '../../src/mesh/ports.ts';
 import { buildPeer, connectFrom, proxyListeners, serveIn } from '../lib/hostile.ts';
 import { captured, labWith, processes } from '../lib/mesh-lab.ts';
-import { client, PORT, startServer } from '../lib/peers.ts';
+import { Background, client, PORT, startServer } from '../lib/peers.ts';
 import type { Peer } from './capture/lab.ts';
 
 const MESH_PORTS = [15001, 15006, 15008] as const;
@@ -46,6 +46,34 @@ async function occupy(ports: readonly number[], reusePort: boolean): Promise<Pee
 }
 
 describe('listeners of root in a captured pod', () => {
+  it('are opened without SO_REUSEADDR too, while connections of the pod are captured', async () => {
+    // The first of all, since what a server of the pod has closed keeps its port busy for a while, meshed or not.
+    const { root, neighbour } = made;
+    const open = [
+      await Background.start(root, 'hold', neighbour.addresses.v4, PORT.watch, 30),
+      await Background.start(root, 'hold', neighbour.addresses.v6, PORT.watch, 30),
+    ];
+    for (const connection of open) await connection.said('open');
+    // Where the kernel has the proxy's ends of them, which an application's listener must not collide with.
+    const { stdout } = await root.run(['ss', '-Htn', 'state', 'established', '( src 127.128.0.0/10 or src [::1] )']);
+    const ports = [...stdout.matchAll(/(?:127\.1[2-9]\d\.[\d.]+|\[::1\]):(\d+)\s/g)].map(([, port]) => Number(port));
+    expect(ports.length, stdout).toBeGreaterThanOrEqual(2);
+    const bind = `
+import socket, sys
+for port in map(int, sys.argv[1:]):
+    for family, address in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
+        with socket.socket(family) as listener:
+            if family == socket.AF_INET6: listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try: listener.bind((address, port))
+            except OSError as error: sys.exit(f"{address} port {port}: {error}")
+            listener.listen()`;
+    // Not 15008: there the proxy has the tunnels of other nodes, at the pod's own address.
+    const common = [22, 53, 80, 443, 3000, 3306, 5000, 5432, 6379, 8000, 8080, 8443, 9100, 15001, 15006];
+    const result = await root.run(['python3', '-c', bind, ...common.map(String)]);
+    expect(result.code, result.stderr).toBe(0);
+    for (const connection of open) expect(connection.running).toBe(true);
+  });
+
   it.each([false, true])('on 15001, 15006 and 15008 take nothing from the proxy (SO_REUSEPORT: %s)', async (reuse) => {
     const { lab, root, far, stranger } = made;
     const servers = await occupy(MESH_PORTS, reuse);
