@@ -1,19 +1,30 @@
-// Reads /proc/PID/stat, /proc/PID/cgroup and /proc/self/mountinfo.
+// Reads /proc/PID/stat, /proc/PID/cgroup and mountinfo.
 #include "process.h"
 
+#include <dirent.h>
+#include <fcntl.h>
+#include <sched.h>
 #include <sys/stat.h>
 
+#include <exception>
 #include <fstream>
+#include <functional>
+#include <memory>
 #include <sstream>
+#include <system_error>
+#include <thread>
+#include <tuple>
 #include <vector>
 
 #include "error.h"
+#include "fd.h"
 
 namespace ebbtide::capture {
 
 namespace {
 
-// PROC_PID_INIT_INO of the kernel's include/linux/proc_ns.h.
+// PROC_CGROUP_INIT_INO and PROC_PID_INIT_INO of the kernel's include/linux/proc_ns.h.
+constexpr ino_t kInitialCgroupNamespace = 0xEFFFFFFB;
 constexpr ino_t kInitialPidNamespace = 0xEFFFFFFC;
 
 std::string readFile(const std::string& path) {
@@ -21,6 +32,45 @@ std::string readFile(const std::string& path) {
   std::stringstream text;
   text << file.rdbuf();
   return text.str();
+}
+
+// The machine's own cgroup namespace, by any process that is in it: process 1 may be out of reach.
+Fd machineCgroupNamespace() {
+  std::unique_ptr<DIR, int (*)(DIR*)> directory(opendir("/proc"), closedir);
+  while (dirent* entry = directory ? readdir(directory.get()) : nullptr) {
+    if (entry->d_name[0] < '1' || entry->d_name[0] > '9') continue;
+    Fd fd(open(("/proc/" + std::string(entry->d_name) + "/ns/cgroup").c_str(), O_RDONLY | O_CLOEXEC));
+    struct stat info;
+    if (fd && !fstat(fd.get(), &info) && info.st_ino == kInitialCgroupNamespace) return fd;
+  }
+  throw CaptureError(
+      "finding a process in the machine's cgroup namespace", ESRCH,
+      "hostPID and CAP_SYS_PTRACE are needed where the agent has a cgroup namespace of its own");
+}
+
+// Runs the function where /proc shows cgroups as the machine has them. In a container with a cgroup namespace
+// of its own, which is usual with cgroup v2, all paths are relative to the container's cgroup: "/../proxy"
+// for its neighbour, and the root of a mount of the whole hierarchy is "/../..". On a thread of its own,
+// because setns is per thread.
+void inMachineCgroups(const std::function<void()>& function) {
+  struct stat own;
+  if (stat("/proc/self/ns/cgroup", &own) || own.st_ino == kInitialCgroupNamespace) return function();
+  Fd machine = machineCgroupNamespace();
+  std::exception_ptr failure;
+  try {
+    std::thread([&] {
+      try {
+        if (setns(machine.get(), CLONE_NEWCGROUP))
+          throw CaptureError("entering the machine's cgroup namespace", errno, "CAP_SYS_ADMIN is needed");
+        function();
+      } catch (...) {
+        failure = std::current_exception();
+      }
+    }).join();
+  } catch (const std::system_error& error) {
+    throw CaptureError("starting a thread to enter the machine's cgroup namespace", error.code().value());
+  }
+  if (failure) std::rethrow_exception(failure);
 }
 
 // The path of the process in cgroup2, as /proc/PID/cgroup has it in its line "0::".
@@ -33,7 +83,7 @@ std::string cgroupPath(pid_t pid) {
 
 // Mount point and root of the cgroup2 mount that the directory is on.
 std::pair<std::string, std::string> cgroupMount(const std::string& directory) {
-  std::istringstream lines(readFile("/proc/self/mountinfo"));
+  std::istringstream lines(readFile("/proc/thread-self/mountinfo"));
   std::pair<std::string, std::string> best;
   for (std::string line; std::getline(lines, line);) {
     std::istringstream words(line.substr(0, line.find(" - ")));
@@ -71,8 +121,11 @@ ProcessIdentity identifyProcess(pid_t pid, const std::string& cgroup_root) {
         "the kernel's programs see the initial pid namespace only: run the agent with hostPID");
   ProcessIdentity identity{0, processStart(pid)};
   if (!identity.start_ticks) throw CaptureError("trusting process " + std::to_string(pid), ESRCH);
-  auto [point, root] = cgroupMount(cgroup_root);
-  std::string path = cgroupPath(pid);
+  std::string point, root, path;
+  inMachineCgroups([&] {
+    std::tie(point, root) = cgroupMount(cgroup_root);
+    path = cgroupPath(pid);
+  });
   if (root != "/" && path.starts_with(root)) path = path.substr(root.size());
   if (stat((point + path).c_str(), &info))
     throw CaptureError("finding cgroup " + point + path + " of process " + std::to_string(pid), errno,

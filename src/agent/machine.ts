@@ -46,7 +46,8 @@ export function findCgroupRoot(
     const [, , , root, point] = left.split(' ');
     if (point === undefined) continue;
     mounts.push(unescapeMount(point));
-    if (root === '/' && isRoot(unescapeMount(point))) return unescapeMount(point);
+    // A container with a cgroup namespace of its own sees the root above its own: "/../..".
+    if (/^(\/|(\/\.\.)+)$/.test(root ?? '') && isRoot(unescapeMount(point))) return unescapeMount(point);
   }
   if (mounts.length === 0) {
     throw new Error('no cgroup2 is mounted; mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or see --cgroup');

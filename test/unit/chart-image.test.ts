@@ -74,8 +74,9 @@ it('loads every addon, and every module of agent, proxy and controller', () => {
     const require = createRequire('/opt/ebbtide/dist/');
     for (const name of ['capture', 'engine', 'seqpacket']) require('/opt/ebbtide/native/build/Release/' + name + '.node');
     const { opensslCompiled, opensslRunning } = require('/opt/ebbtide/native/build/Release/engine.node');
-    for (const module of ['agent/agent', 'proxy/run', 'proxy/telemetry/metrics', 'controller/controller', 'mesh/log'])
-      await import('/opt/ebbtide/dist/' + module + '.js');
+    for (const part of ['agent', 'controller', 'mesh', 'proxy'])
+      for (const file of require('node:fs').readdirSync('/opt/ebbtide/dist/' + part, { recursive: true }))
+        if (file.endsWith('.js')) await import('/opt/ebbtide/dist/' + part + '/' + file);
     console.log('loaded');`;
   expect(inImage('--input-type=module', '-e', script)).toBe('loaded\n');
 });

@@ -212,7 +212,6 @@ describe.skipIf(helm === '')('the chart', () => {
       );
     expect(rights('ClusterRole', 'ebbtide-agent')).toEqual([
       '/pods,namespaces get,list,watch',
-      '/nodes get',
       '/pods/status patch',
       '/events create,patch',
     ]);
@@ -223,17 +222,16 @@ describe.skipIf(helm === '')('the chart', () => {
       'security.istio.io/authorizationpolicies,peerauthentications get,list,watch',
       'networking.istio.io/serviceentries,workloadentries get,list,watch',
       'security.istio.io/authorizationpolicies/status,peerauthentications/status patch',
-      'networking.istio.io/serviceentries/status,workloadentries/status patch',
       'authentication.k8s.io/tokenreviews create',
       '/configmaps create',
-      '/configmaps[istio-ca-root-cert] get,update,patch',
+      '/configmaps[istio-ca-root-cert] list,watch,patch',
     ]);
     expect(rights('Role', 'ebbtide-controller')).toEqual([
       '/secrets create',
-      '/secrets[istio-ca-secret] get,update,patch',
-      '/secrets[cacerts] get',
+      '/secrets[istio-ca-secret] list,watch,patch',
+      '/secrets[cacerts] list,watch',
       'coordination.k8s.io/leases create',
-      'coordination.k8s.io/leases[ebbtide-controller] get,update,patch',
+      'coordination.k8s.io/leases[ebbtide-controller] get,update',
     ]);
     const bindings = objects.filter(({ kind }) => kind.endsWith('Binding'));
     expect(
@@ -261,6 +259,9 @@ describe.skipIf(helm === '')('the chart', () => {
     const proxy = environment(container(renamed, 'proxy'));
     expect(proxy.get('XDS_ADDRESS')).toBe('https://mesh.$(POD_NAMESPACE).svc:15555');
     expect(proxy.get('CA_ADDRESS')).toBe('https://mesh.$(POD_NAMESPACE).svc:15555');
+    // The controller's certificate has its usual name.
+    expect(proxy.get('ALT_XDS_HOSTNAME')).toBe('ebbtide-controller.$(POD_NAMESPACE).svc');
+    expect(environment(container(objects, 'proxy')).get('ALT_XDS_HOSTNAME')).toBeUndefined();
     // $(POD_NAMESPACE) is expanded only after it was defined.
     const names = [...proxy.keys()];
     expect(names.indexOf('POD_NAMESPACE')).toBeLessThan(names.indexOf('XDS_ADDRESS'));

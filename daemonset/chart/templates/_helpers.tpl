@@ -60,3 +60,8 @@ https://{{ .Values.controlPlane.caAddress }}
 yes
 {{- end -}}
 {{- end }}
+
+{{/* The name that the controller's certificate holds, whatever its Service is called. */}}
+{{- define "ebbtide.controllerName" -}}
+ebbtide-controller.$(POD_NAMESPACE).svc
+{{- end }}
