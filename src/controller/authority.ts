@@ -4,13 +4,13 @@ import { createPrivateKey, webcrypto } from 'node:crypto';
 import { isIP } from 'node:net';
 import * as x509 from '@peculiar/x509';
 import { formatIdentity, type Identity } from '../mesh/identity.js';
-import { ECDSA_P256, ECDSA_SHA256, type Root, randomSerial } from './root.js';
+import { ECDSA_P256, type Root, randomSerial } from './root.js';
 
 /** Clocks of nodes may be behind by this much (Istio backdates by the same two minutes). */
 const MAX_BACKDATE_SECONDS = 120;
 
 export interface ServerCertificate {
-  /** PEM, leaf only. */
+  /** PEM: leaf and intermediates. */
   readonly certificate: string;
   /** PEM, PKCS#8. */
   readonly privateKey: string;
@@ -22,7 +22,7 @@ export interface Authority {
   readonly bundle: string;
   /**
    * Signs a certificate for a workload.
-   * @returns PEM certificates as CreateCertificate answers them: leaf, then the root bundle
+   * @returns PEM certificates as CreateCertificate answers them: leaf, each intermediate, then the root bundle
    */
   signWorkload(identity: Identity, publicKey: x509.PublicKey, ttlSeconds: number): Promise<SignedWorkload>;
   /** A new key and server certificate. @param names DNS names and IP addresses */
@@ -60,6 +60,9 @@ export function validity(
 
 /** An authority over a root. @param now the clock, for tests */
 export function createAuthority(root: Root, now: () => Date = () => new Date()): Authority {
+  // By the name that the issuer gives itself: a verifier compares the two, and names are made in more than one way.
+  const issuerKeyId = root.certificate.getExtension(x509.SubjectKeyIdentifierExtension)?.keyId;
+  const authorityKey = issuerKeyId === undefined ? [] : [new x509.AuthorityKeyIdentifierExtension(issuerKeyId)];
   const sign = async (
     publicKey: x509.PublicKey | CryptoKey,
     names: x509.JsonGeneralName[],
@@ -70,7 +73,7 @@ export function createAuthority(root: Root, now: () => Date = () => new Date()):
       serialNumber: randomSerial(),
       issuer: root.certificate.subjectName,
       ...validity(now(), ttlSeconds, root.certificate),
-      signingAlgorithm: ECDSA_SHA256,
+      signingAlgorithm: root.signingAlgorithm,
       signingKey: root.signingKey,
       publicKey,
       extensions: [
@@ -80,7 +83,7 @@ export function createAuthority(root: Root, now: () => Date = () => new Date()):
         // Critical because the subject is empty (RFC 5280, 4.2.1.6).
         new x509.SubjectAlternativeNameExtension(names, true),
         await x509.SubjectKeyIdentifierExtension.create(publicKey),
-        await x509.AuthorityKeyIdentifierExtension.create(root.certificate.publicKey),
+        ...authorityKey,
       ],
     });
   return {
@@ -90,7 +93,7 @@ export function createAuthority(root: Root, now: () => Date = () => new Date()):
       const usages = [x509.ExtendedKeyUsage.serverAuth, x509.ExtendedKeyUsage.clientAuth];
       const leaf = await sign(publicKey, [uri], usages, ttlSeconds);
       return {
-        chain: [`${leaf.toString('pem')}\n`, root.bundle],
+        chain: [`${leaf.toString('pem')}\n`, ...root.chain.map((pem) => `${pem}\n`), root.bundle],
         serialNumber: leaf.serialNumber,
         notAfter: leaf.notAfter,
       };
@@ -102,7 +105,7 @@ export function createAuthority(root: Root, now: () => Date = () => new Date()):
       const pkcs8 = Buffer.from(await webcrypto.subtle.exportKey('pkcs8', keys.privateKey));
       const privateKey = createPrivateKey({ key: pkcs8, format: 'der', type: 'pkcs8' });
       return {
-        certificate: `${leaf.toString('pem')}\n`,
+        certificate: [leaf.toString('pem'), ...root.chain].map((pem) => `${pem}\n`).join(''),
         privateKey: String(privateKey.export({ type: 'pkcs8', format: 'pem' })),
         notAfter: leaf.notAfter,
       };

@@ -10,9 +10,9 @@ import {
   type AuthorizationPolicy,
   type AuthorizationRule,
   keyOf,
+  type Metadata,
   matchesLabels,
   namespaceOf,
-  type Pod,
   type Problem,
 } from './objects.js';
 
@@ -104,13 +104,16 @@ export function buildAuthorizationPolicies(
   return { policies, problems };
 }
 
-/** Keys of the selecting policies that concern the pod: of its own namespace and of the root namespace. */
-export function policiesOf(pod: Pod, selecting: ReadonlyMap<string, readonly ConvertedPolicy[]>): string[] {
-  const namespace = namespaceOf(pod);
+/** Keys of the selecting policies that concern a workload: of its own namespace and of the root namespace. */
+export function policiesOf(
+  object: { readonly metadata: Metadata },
+  selecting: ReadonlyMap<string, readonly ConvertedPolicy[]>,
+): string[] {
+  const namespace = namespaceOf(object);
   const keys: string[] = [];
   for (const scope of namespace === ROOT_NAMESPACE ? [namespace] : [namespace, ROOT_NAMESPACE]) {
     for (const { key, labels } of selecting.get(scope) ?? []) {
-      if (labels !== undefined && matchesLabels(labels, pod.metadata.labels)) keys.push(key);
+      if (labels !== undefined && matchesLabels(labels, object.metadata.labels)) keys.push(key);
     }
   }
   return keys;

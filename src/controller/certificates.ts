@@ -11,6 +11,7 @@ import { type Identity, parseIdentity } from '../mesh/identity.js';
 import type { Logger } from '../mesh/log.js';
 import type { istio } from '../mesh/proto/generated.js';
 import { type Authority, grantedTtl } from './authority.js';
+import { type Caller, type Callers, Refusal, Unavailable } from './callers.js';
 import { publicKeyOfRequest } from './csr.js';
 import { bearerToken, certificateService, grpcError } from './grpc.js';
 
@@ -23,52 +24,47 @@ export interface CertificateServiceOptions {
   readonly trustDomain: string;
   /** Longest and default lifetime of a certificate. */
   readonly ttlSeconds: number;
-  /** The node whose token it is. */
-  nodeOf(token: string): string | undefined;
-  /** Whether a pod of this service account runs on the node. */
-  runsOn(node: string, namespace: string, serviceAccount: string): boolean;
+  readonly callers: Callers;
 }
-
-/** A request that is refused: the reason is for our log; the caller learns only that it was refused. */
-class Refusal extends Error {}
 
 /** Requests that are signed at once; further ones are told to come again. */
 const MAX_CONCURRENT = 256;
+const UNAVAILABLE = { code: status.UNAVAILABLE, details: 'cannot authenticate now' };
 const REFUSED = { code: status.UNAUTHENTICATED, details: 'request authentication failure' };
 
 /**
  * Looks at the token of a CreateCertificate call before any of its message is read: the limit of a message's size is one
  * that only xDS needs, and nobody without a token is to make the controller hold so much.
  */
-export function certificateGate({ log, nodeOf }: Pick<CertificateServiceOptions, 'log' | 'nodeOf'>): ServerInterceptor {
+export function certificateGate({
+  log,
+  callers,
+}: Pick<CertificateServiceOptions, 'log' | 'callers'>): ServerInterceptor {
   return (method, call) => {
     if (method.path !== certificateService.createCertificate.path) return new ServerInterceptingCall(call);
     return new ServerInterceptingCall(call, {
       start: (next) =>
         next({
           onReceiveMetadata: (metadata, pass) => {
-            try {
-              callingNode(metadata, nodeOf);
-            } catch (error) {
-              const fields = { peer: call.getPeer(), reason: (error as Error).message };
-              log.warn({ event: 'ca_refused', ...fields }, 'refused a certificate');
-              call.sendStatus(REFUSED);
-              return;
-            }
-            pass(metadata);
+            authenticate(metadata, callers).then(
+              () => pass(metadata),
+              (error: unknown) => {
+                const fields = { peer: call.getPeer(), reason: (error as Error).message };
+                log.warn({ event: 'ca_refused', ...fields }, 'refused a certificate');
+                call.sendStatus(error instanceof Refusal ? REFUSED : UNAVAILABLE);
+              },
+            );
           },
         }),
     });
   };
 }
 
-/** The node whose token the call carries. @throws Refusal */
-function callingNode(metadata: Metadata, nodeOf: CertificateServiceOptions['nodeOf']): string {
+/** Who has the token that a call carries. @throws Refusal, Unavailable */
+async function authenticate(metadata: Metadata, callers: Callers): Promise<Caller> {
   const token = bearerToken(metadata);
   if (token === undefined) throw new Refusal('no bearer token');
-  const node = nodeOf(token);
-  if (node === undefined) throw new Refusal('unknown token');
-  return node;
+  return callers.authenticate(token);
 }
 
 /** Handler of CreateCertificate. */
@@ -88,6 +84,9 @@ export function certificateHandler(options: CertificateServiceOptions) {
           if (error instanceof Refusal) {
             options.log.warn({ event: 'ca_refused', ...fields, reason: error.message }, 'refused a certificate');
             callback(grpcError(REFUSED.code, REFUSED.details));
+          } else if (error instanceof Unavailable) {
+            options.log.error({ event: 'ca_unavailable', ...fields, reason: error.message }, 'cannot tell who asks');
+            callback(grpcError(UNAVAILABLE.code, UNAVAILABLE.details));
           } else {
             options.log.error({ event: 'ca_failed', ...fields, err: error }, 'could not sign a certificate');
             callback(grpcError(status.INTERNAL, 'the certificate could not be signed'));
@@ -101,12 +100,12 @@ export function certificateHandler(options: CertificateServiceOptions) {
 }
 
 async function createCertificate(
-  { log, authority, trustDomain, ttlSeconds, nodeOf, runsOn }: CertificateServiceOptions,
+  { log, authority, trustDomain, ttlSeconds, callers }: CertificateServiceOptions,
   call: ServerUnaryCall<Request, Response>,
 ): Promise<Response> {
-  const node = callingNode(call.metadata, nodeOf);
+  const { node } = await authenticate(call.metadata, callers);
   const identity = readIdentity(impersonated(call.request), trustDomain);
-  if (!runsOn(node, identity.namespace, identity.serviceAccount)) {
+  if (!callers.runsOn(node, identity.namespace, identity.serviceAccount)) {
     throw new Refusal(`no pod of ${identity.namespace}/${identity.serviceAccount} is scheduled on node ${node}`);
   }
   const publicKey = await publicKeyOfRequest(call.request.csr).catch((error: unknown) => {

@@ -1,5 +1,7 @@
 import { Command } from 'commander';
-import { addOptions, readSettings } from './settings.js';
+import type { Logger } from '../mesh/log.js';
+import type { RunningController } from './controller.js';
+import { addOptions, type ClusterSettings, type ManifestSettings, readSettings } from './settings.js';
 
 /** `ebbtide controller`: runs until SIGTERM or SIGINT; exit code 0 after a clean stop, 1 where it cannot start. */
 export function controllerCommand(): Command {
@@ -8,24 +10,22 @@ export function controllerCommand(): Command {
   );
   return addOptions(command).action(async (options) => {
     const { createLogger } = await import('../mesh/log.js');
-    const { decideEnrolment } = await import('../mesh/enrolment.js');
-    const { startController } = await import('./controller.js');
-    const { manifestSource } = await import('./manifests.js');
     const log = createLogger('controller');
     try {
       const settings = readSettings(options);
-      const source = manifestSource(settings.manifests, settings.data, log);
+      const stop = new AbortController();
       const stopped = new Promise<string>((resolve) => {
         for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => resolve(signal));
       });
-      const belongsInMesh = (...[pod, namespace]: Parameters<typeof decideEnrolment>): boolean =>
-        decideEnrolment(pod, namespace).enrol;
-      const starting = startController(settings, { source, log, belongsInMesh });
-      // A signal while it waits for its manifests makes the start fail, which is then no failure.
+      const starting =
+        'manifests' in settings
+          ? startOnManifests(settings, log, stop.signal)
+          : startOnCluster(settings, log, stop.signal);
+      // A signal while it waits for what it reads makes the start fail, which is then no failure.
       const early = await Promise.race([starting.then(() => undefined), stopped]);
       if (early !== undefined) {
         log.info({ event: 'stopping', signal: early }, 'stopping');
-        await source.close();
+        stop.abort();
         await starting.then(
           (controller) => controller.close(),
           () => {},
@@ -40,4 +40,27 @@ export function controllerCommand(): Command {
       process.exitCode = 1;
     }
   });
+}
+
+async function startOnManifests(
+  settings: ManifestSettings,
+  log: Logger,
+  stop: AbortSignal,
+): Promise<RunningController> {
+  const { decideEnrolment } = await import('../mesh/enrolment.js');
+  const { startController } = await import('./controller.js');
+  const { manifestSource } = await import('./manifests.js');
+  const source = manifestSource(settings.manifests, settings.data, log);
+  stop.addEventListener('abort', () => void source.close());
+  return startController(settings, {
+    source,
+    log,
+    data: settings.data,
+    belongsInMesh: (pod, namespace) => decideEnrolment(pod, namespace).enrol,
+  });
+}
+
+async function startOnCluster(settings: ClusterSettings, log: Logger, stop: AbortSignal): Promise<RunningController> {
+  const { startClusterController } = await import('./cluster/run.js');
+  return startClusterController(settings, log, stop);
 }

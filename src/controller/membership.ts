@@ -1,5 +1,7 @@
-/** Which Services a pod belongs to, found by its labels rather than by trying every selector of its namespace. */
+/** What selects a pod by its labels, found without trying every selector of its namespace. */
 import { type EndpointSlice, keyOf, matchesLabels, namespaceOf, type Pod, type Service } from './objects.js';
+
+type Labels = Readonly<Record<string, string>>;
 
 /** A Service that a pod belongs to, and the slice that says so where the Service has no selector. */
 export interface Membership {
@@ -13,36 +15,64 @@ export function hasSelector(service: Service): boolean {
   return false;
 }
 
-/** Services by namespace and by one label of their selector. */
+/** Things that select by labels within their namespace, by one label of their selector. An empty selector selects nothing. */
+export class LabelIndex<T> {
+  readonly #byLabel = new Map<string, Map<string, Map<string, { readonly selector: Labels; readonly value: T }[]>>>();
+
+  add(namespace: string, selector: Labels, value: T): void {
+    const label = Object.entries(selector)[0];
+    if (label === undefined) return;
+    const byKey = getOrMake(
+      this.#byLabel,
+      namespace,
+      () => new Map<string, Map<string, { readonly selector: Labels; readonly value: T }[]>>(),
+    );
+    const byValue = getOrMake(
+      byKey,
+      label[0],
+      () => new Map<string, { readonly selector: Labels; readonly value: T }[]>(),
+    );
+    getOrMake(byValue, label[1], (): { readonly selector: Labels; readonly value: T }[] => []).push({
+      selector,
+      value,
+    });
+  }
+
+  /** Adds what selects the labels to `found`. */
+  find(namespace: string, labels: Labels | undefined, found: T[] = []): T[] {
+    const byKey = this.#byLabel.get(namespace);
+    if (byKey === undefined || labels === undefined) return found;
+    for (const [key, byValue] of byKey) {
+      const own = labels[key];
+      if (own === undefined) continue;
+      for (const { selector, value } of byValue.get(own) ?? []) if (matchesLabels(selector, labels)) found.push(value);
+    }
+    return found;
+  }
+}
+
+/** Services by what they select. */
 export class MembershipIndex {
-  readonly #byLabel = new Map<string, Map<string, Map<string, Membership[]>>>();
+  readonly #selecting = new LabelIndex<Membership>();
   readonly #sliced: ReadonlyMap<string, readonly Membership[]>;
 
   /** @param sliced memberships that EndpointSlices state, by `namespace/name` of the pod */
   constructor(services: readonly Service[], sliced: ReadonlyMap<string, readonly Membership[]>) {
     this.#sliced = sliced;
     for (const service of services) {
-      const label = Object.entries(service.spec?.selector ?? {})[0];
-      if (label === undefined) continue;
-      const byKey = getOrMake(this.#byLabel, namespaceOf(service), () => new Map<string, Map<string, Membership[]>>());
-      const byValue = getOrMake(byKey, label[0], () => new Map<string, Membership[]>());
-      getOrMake(byValue, label[1], (): Membership[] => []).push({ service, slice: undefined });
+      this.#selecting.add(namespaceOf(service), service.spec?.selector ?? {}, { service, slice: undefined });
     }
   }
 
   of(pod: Pod): Membership[] {
-    const memberships: Membership[] = [];
-    const labels = pod.metadata.labels;
-    const byKey = this.#byLabel.get(namespaceOf(pod));
-    if (byKey !== undefined) {
-      for (const key in labels) {
-        for (const candidate of byKey.get(key)?.get(labels[key] ?? '') ?? []) {
-          if (matchesLabels(candidate.service.spec?.selector ?? {}, labels)) memberships.push(candidate);
-        }
-      }
-    }
+    const memberships = this.#selecting.find(namespaceOf(pod), pod.metadata.labels);
     if (this.#sliced.size > 0) memberships.push(...(this.#sliced.get(keyOf(pod)) ?? []));
     return memberships;
+  }
+
+  /** Services whose selector fits, for what is no pod. */
+  selecting(namespace: string, labels: Labels): Service[] {
+    return this.#selecting.find(namespace, labels).map(({ service }) => service);
   }
 }
 

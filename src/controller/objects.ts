@@ -15,7 +15,10 @@ export type {
   PeerAuthentication,
   Pod,
   Service,
+  ServiceEntry,
   ServicePort,
+  WorkloadEntry,
+  WorkloadEntrySpec,
 } from '../mesh/kubernetes.js';
 export { namespaceOf, serviceAccountOf } from '../mesh/kubernetes.js';
 

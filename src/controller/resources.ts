@@ -11,9 +11,10 @@ import {
   policiesOf,
 } from './authorization-policies.js';
 import { convertEndpoints, podsOfSlice, portsOfSlice, serviceOfSlice } from './endpoint-slices.js';
-import { hasSelector, type Membership, MembershipIndex } from './membership.js';
+import { hasSelector, LabelIndex, type Membership, MembershipIndex } from './membership.js';
 import {
   type AuthorizationPolicy,
+  byAge,
   type ClusterObjects,
   keyOf,
   type Namespace,
@@ -21,10 +22,20 @@ import {
   type Pod,
   type Problem,
   type Service,
+  type ServiceEntry,
 } from './objects.js';
-import { buildPeerAuthentications } from './peer-authentications.js';
-import { type ConvertedService, convertService, portsForPod, serviceKey } from './services.js';
-import { makeResource, type Resource } from './store.js';
+import { buildPeerAuthentications, type PeerAuthenticationResult } from './peer-authentications.js';
+import {
+  type ConvertedEntry,
+  containerPort,
+  convertInlineEndpoint,
+  convertServiceEntry,
+  convertWorkloadEntry,
+  labelsOf,
+  portsForEntry,
+} from './service-entries.js';
+import { appProtocolOf, type ConvertedService, convertService, portsForPod, serviceKey } from './services.js';
+import { type Delta, makeResource, type Resource } from './store.js';
 import { convertPod } from './workloads.js';
 import type { Snapshot } from './xds.js';
 
@@ -41,6 +52,25 @@ export interface BuilderOptions {
 
 export interface BuildResult extends Snapshot {
   readonly problems: readonly Problem[];
+}
+
+/** Pods that changed, by `namespace/name`; undefined for those that are no more. */
+export type PodChanges = ReadonlyMap<string, Pod | undefined>;
+
+/** Where something changed that pods' resources are made of; pods elsewhere stay what they were. */
+export interface Dirty {
+  readonly namespaces: ReadonlySet<string>;
+  readonly nodes: ReadonlySet<string>;
+}
+
+/** Everything but the pods themselves that a pod's resource is made of. */
+interface Surroundings {
+  readonly index: MembershipIndex;
+  readonly entries: LabelIndex<ServiceEntry>;
+  readonly selecting: ReadonlyMap<string, readonly ConvertedPolicy[]>;
+  readonly peers: PeerAuthenticationResult;
+  readonly nodes: ReadonlyMap<string, ClusterObjects['nodes'][number]>;
+  readonly namespaces: ReadonlyMap<string, Namespace>;
 }
 
 /** What a pod's resource was made of; the same again gives the same resource. */
@@ -63,13 +93,21 @@ export class ResourceBuilder {
   >();
   readonly #policies = new WeakMap<AuthorizationPolicy, Conversion>();
   readonly #authorizations = new WeakMap<object, Resource>();
+  readonly #entries = new WeakMap<ServiceEntry, ConvertedEntry>();
+  #surroundings: Surroundings | undefined;
+  /** Of every pod that has one, by `namespace/name` of the pod. */
+  #podResources = new Map<string, Resource>();
 
   constructor(options: BuilderOptions) {
     this.#options = options;
     this.#trustDomain = options.trustDomain === DEFAULT_TRUST_DOMAIN ? '' : options.trustDomain;
   }
 
-  build(objects: ClusterObjects): BuildResult {
+  /**
+   * Builds everything.
+   * @param dirty where anything but pods changed since the last time; everywhere where that is not known
+   */
+  build(objects: ClusterObjects, dirty?: Dirty): BuildResult {
     const problems: Problem[] = [];
     const addresses = new Map<string, Resource>();
     const authorizations = new Map<string, Resource>();
@@ -82,43 +120,91 @@ export class ResourceBuilder {
 
     const namespaces = new Map(objects.namespaces.map((namespace) => [namespace.metadata.name, namespace]));
     const nodes = new Map(objects.nodes.map((node) => [node.metadata.name, node]));
+    const selecting = groupSelecting(policies.policies);
+    const entries = this.#addServiceEntries(objects.serviceEntries ?? [], addresses, problems);
     this.#addServices(objects.services, namespaces, addresses, problems);
-
     const services = objects.services.filter(({ spec }) => spec?.type !== 'ExternalName');
     const index = new MembershipIndex(services, this.#addEndpoints(objects, services, nodes, addresses));
-    const selecting = groupSelecting(policies.policies);
+    const surroundings = { index, entries, selecting, peers, nodes, namespaces };
+    this.#addEntryWorkloads(objects, surroundings, addresses, problems);
+    this.#surroundings = surroundings;
+    if (dirty === undefined) this.#podResources = new Map();
     for (const pod of objects.pods) {
-      const memberships = index.of(pod);
-      const keys = policiesOf(pod, selecting);
-      const strict = peers.policyOf(pod);
-      if (strict !== undefined) keys.push(strict);
-      const node = nodes.get(pod.spec?.nodeName ?? '');
-      const namespace = namespaces.get(namespaceOf(pod));
-      const enrolled =
-        pod.metadata.annotations?.[NETNS_ANNOTATION] !== undefined && this.#options.belongsInMesh(pod, namespace);
-      const inputs = [node, enrolled, memberships.length, ...memberships.flatMap((m) => [m.service, m.slice]), ...keys];
-      const before = this.#pods.get(pod);
-      let resource = before?.resource;
-      if (before === undefined || !sameInputs(before.inputs, inputs)) {
-        const converted = convertPod(pod, {
-          clusterId: this.#options.clusterId,
-          trustDomain: this.#trustDomain,
-          node,
-          services: this.#portsOf(pod, memberships),
-          policies: keys,
-          enrolled,
-        });
-        resource =
-          converted &&
-          makeResource(converted.uid, Address.encode({ workload: converted.workload }).finish(), [
-            ...converted.aliases,
-            ...memberships.flatMap(({ service }) => this.#aliasesOf(service)),
-          ]);
-        this.#pods.set(pod, { inputs, resource });
+      const before = dirty === undefined ? undefined : this.#pods.get(pod);
+      if (before !== undefined && !isDirty(pod, dirty)) {
+        if (before.resource !== undefined) addresses.set(before.resource.name, before.resource);
+        continue;
       }
-      if (resource !== undefined) addresses.set(resource.name, resource);
+      const resource = this.#podResource(pod, surroundings);
+      if (resource === undefined) {
+        if (dirty !== undefined) this.#podResources.delete(keyOf(pod));
+        continue;
+      }
+      this.#podResources.set(keyOf(pod), resource);
+      addresses.set(resource.name, resource);
     }
     return { addresses, authorizations, problems };
+  }
+
+  /**
+   * What follows from changes of pods alone, since the last {@link build} and further changes after it.
+   * @throws Error where nothing was built yet
+   */
+  update(pods: PodChanges): Delta {
+    const surroundings = this.#surroundings;
+    if (surroundings === undefined) throw new Error('changes of pods before a whole state was built');
+    const upserts: Resource[] = [];
+    const removals: string[] = [];
+    for (const [key, pod] of pods) {
+      const before = this.#podResources.get(key);
+      const after = pod === undefined ? undefined : this.#podResource(pod, surroundings);
+      if (after === undefined) {
+        if (before !== undefined) removals.push(before.name);
+        this.#podResources.delete(key);
+      } else if (after !== before) {
+        upserts.push(after);
+        this.#podResources.set(key, after);
+      }
+    }
+    return { upserts, removals };
+  }
+
+  #podResource(pod: Pod, { index, entries, selecting, peers, nodes, namespaces }: Surroundings): Resource | undefined {
+    const memberships = index.of(pod);
+    const chosen = entries.find(namespaceOf(pod), pod.metadata.labels);
+    const keys = policiesOf(pod, selecting);
+    const strict = peers.policyOf(pod);
+    if (strict !== undefined) keys.push(strict);
+    const node = nodes.get(pod.spec?.nodeName ?? '');
+    const enrolled =
+      pod.metadata.annotations?.[NETNS_ANNOTATION] !== undefined &&
+      this.#options.belongsInMesh(pod, namespaces.get(namespaceOf(pod)));
+    const inputs: unknown[] = [node, enrolled, memberships.length];
+    for (const { service, slice } of memberships) inputs.push(service, slice);
+    inputs.push(...keys, ...chosen);
+    const before = this.#pods.get(pod);
+    if (before !== undefined && sameInputs(before.inputs, inputs)) return before.resource;
+    const services = this.#portsOf(pod, memberships);
+    for (const entry of chosen) {
+      this.#join(entry, services, (name) => containerPort(pod, name));
+    }
+    const converted = convertPod(pod, {
+      clusterId: this.#options.clusterId,
+      trustDomain: this.#trustDomain,
+      node,
+      services,
+      policies: keys,
+      enrolled,
+    });
+    const resource =
+      converted &&
+      makeResource(converted.uid, Address.encode({ workload: converted.workload }).finish(), [
+        ...converted.aliases,
+        ...memberships.flatMap(({ service }) => this.#aliasesOf(service)),
+        ...chosen.flatMap((entry) => this.#entryAliases(entry)),
+      ]);
+    this.#pods.set(pod, { inputs, resource });
+    return resource;
   }
 
   #convertPolicy(object: AuthorizationPolicy): Conversion {
@@ -137,6 +223,125 @@ export class ResourceBuilder {
       this.#authorizations.set(authorization, resource);
     }
     return resource;
+  }
+
+  #convertEntry(entry: ServiceEntry): ConvertedEntry {
+    let converted = this.#entries.get(entry);
+    if (converted === undefined) {
+      converted = convertServiceEntry(entry);
+      this.#entries.set(entry, converted);
+    }
+    return converted;
+  }
+
+  #entryAliases(entry: ServiceEntry): string[] {
+    return this.#convertEntry(entry).services.flatMap(({ key, aliases }) => [key, ...aliases]);
+  }
+
+  /** Notes the ports under which something serves all hosts of an entry. */
+  #join(
+    entry: ServiceEntry,
+    services: Map<string, istio.workload.Port.$Properties[]>,
+    targets: (name: string) => number | undefined,
+  ): void {
+    const ports = portsForEntry(entry, targets);
+    for (const { key } of this.#convertEntry(entry).services) {
+      if (!services.has(key)) services.set(key, ports);
+    }
+  }
+
+  /** Adds the services of ServiceEntries; of two with the same name the older one counts, and a Service before both. */
+  #addServiceEntries(
+    entries: readonly ServiceEntry[],
+    addresses: Map<string, Resource>,
+    problems: Problem[],
+  ): LabelIndex<ServiceEntry> {
+    const selecting = new LabelIndex<ServiceEntry>();
+    for (const entry of [...entries].sort(byAge)) {
+      const object = `ServiceEntry ${keyOf(entry)}`;
+      const converted = this.#convertEntry(entry);
+      for (const message of converted.problems) problems.push({ object, message, source: entry });
+      for (const { key, service, aliases } of converted.services) {
+        if (addresses.has(key)) {
+          problems.push({
+            object,
+            message: `an older one has host ${key} already; this one's is left out`,
+            source: entry,
+          });
+        } else addresses.set(key, makeResource(key, Address.encode({ service }).finish(), aliases));
+      }
+      const selector = entry.spec?.workloadSelector?.labels;
+      if (selector !== undefined && entry.spec?.resolution !== 'NONE')
+        selecting.add(namespaceOf(entry), selector, entry);
+    }
+    return selecting;
+  }
+
+  /** Adds WorkloadEntries and the endpoints that stand in ServiceEntries. */
+  #addEntryWorkloads(
+    objects: ClusterObjects,
+    { index, entries, selecting, peers }: Surroundings,
+    addresses: Map<string, Resource>,
+    problems: Problem[],
+  ): void {
+    const { clusterId } = this.#options;
+    const policies = (namespace: string, labels: Readonly<Record<string, string>>): string[] => {
+      const object = { metadata: { namespace, labels, name: '', uid: '' } };
+      const keys = policiesOf(object, selecting);
+      const strict = peers.policyOf(object);
+      return strict === undefined ? keys : [...keys, strict];
+    };
+    const put = (uid: string, workload: istio.workload.Workload.$Properties, aliases: readonly string[]): void =>
+      void addresses.set(uid, makeResource(uid, Address.encode({ workload }).finish(), aliases));
+    for (const entry of objects.serviceEntries ?? []) {
+      if (entry.spec?.resolution === 'NONE' || entry.spec?.workloadSelector !== undefined) continue;
+      for (const endpoint of entry.spec?.endpoints ?? []) {
+        const services = new Map<string, istio.workload.Port.$Properties[]>();
+        this.#join(entry, services, (name) => endpoint.ports?.[name]);
+        const converted = convertInlineEndpoint(entry, endpoint, {
+          clusterId,
+          trustDomain: this.#trustDomain,
+          services,
+          policies: policies(namespaceOf(entry), endpoint.labels ?? {}),
+        });
+        if (converted) put(converted.uid, converted.workload, [...converted.aliases, ...this.#entryAliases(entry)]);
+      }
+    }
+    for (const entry of objects.workloadEntries ?? []) {
+      const labels = labelsOf(entry);
+      const namespace = namespaceOf(entry);
+      const services = new Map<string, istio.workload.Port.$Properties[]>();
+      const aliases: string[] = [];
+      for (const service of index.selecting(namespace, labels)) {
+        const target = (name: string | undefined, fallback: number | string | undefined, port: number): number =>
+          entry.spec?.ports?.[name ?? ''] ?? (typeof fallback === 'number' ? fallback : port);
+        const ports = (service.spec?.ports ?? []).map(({ name, port, targetPort, appProtocol }) => ({
+          servicePort: port,
+          targetPort: target(name, targetPort, port),
+          appProtocol: appProtocolOf({
+            ...(name === undefined ? {} : { name }),
+            ...(appProtocol === undefined ? {} : { appProtocol }),
+          }),
+        }));
+        services.set(serviceKey(service, this.#options.clusterDomain), ports);
+        aliases.push(...this.#aliasesOf(service));
+      }
+      for (const chosen of entries.find(namespace, labels)) {
+        this.#join(chosen, services, (name) => entry.spec?.ports?.[name]);
+        aliases.push(...this.#entryAliases(chosen));
+      }
+      const converted = convertWorkloadEntry(entry, {
+        clusterId,
+        trustDomain: this.#trustDomain,
+        services,
+        policies: policies(namespace, labels),
+      });
+      if (converted) put(converted.uid, converted.workload, [...converted.aliases, ...aliases]);
+      else {
+        const message = `address ${JSON.stringify(entry.spec?.address ?? '')} is no IP address, which is not supported; it is left out`;
+        problems.push({ object: `WorkloadEntry ${keyOf(entry)}`, message, source: entry });
+      }
+    }
   }
 
   #addServices(
@@ -213,6 +418,10 @@ export class ResourceBuilder {
     const converted = this.#services.get(service)?.converted;
     return converted === undefined ? [] : [converted.key, ...converted.aliases];
   }
+}
+
+function isDirty(pod: Pod, dirty: Dirty | undefined): boolean {
+  return dirty === undefined || dirty.namespaces.has(namespaceOf(pod)) || dirty.nodes.has(pod.spec?.nodeName ?? '');
 }
 
 function groupSelecting(policies: readonly ConvertedPolicy[]): Map<string, ConvertedPolicy[]> {

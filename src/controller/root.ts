@@ -15,6 +15,8 @@ export const ECDSA_SHA256 = { name: 'ECDSA', hash: 'SHA-256' } as const;
 export const KEY_FILE = 'root-key.pem';
 /** Every trusted root, PEM; among them that of the signing key. */
 export const CERTIFICATES_FILE = 'root-cert.pem';
+/** How a key signs. */
+export type SigningAlgorithm = { readonly name: string; readonly hash: string };
 
 /** Lifetime of a new root, as Istio's self-signed CA has it. */
 const ROOT_DAYS = 3650;
@@ -25,6 +27,9 @@ export interface Root {
   /** The certificate whose key signs. */
   readonly certificate: x509.X509Certificate;
   readonly signingKey: CryptoKey;
+  readonly signingAlgorithm: SigningAlgorithm;
+  /** PEM of what stands between a leaf and the roots, nearest to the leaf first; empty where a root signs. */
+  readonly chain: readonly string[];
   /** All trusted roots as PEM, the content of root-cert.pem. */
   readonly bundle: string;
 }
@@ -111,10 +116,17 @@ async function readRoot(text: string, path: string, keys: webcrypto.CryptoKeyPai
   if (certificate.notBefore > now) {
     throw new Error(`${path}: the signing root is not valid before ${certificate.notBefore.toISOString()}`);
   }
-  return { certificate, signingKey: keys.privateKey, bundle: `${certificates.join('\n')}\n` };
+  return {
+    certificate,
+    signingKey: keys.privateKey,
+    signingAlgorithm: ECDSA_SHA256,
+    chain: [],
+    bundle: `${certificates.join('\n')}\n`,
+  };
 }
 
-async function selfSign(keys: webcrypto.CryptoKeyPair, now: Date): Promise<x509.X509Certificate> {
+/** A new root certificate of a key pair. */
+export async function selfSign(keys: webcrypto.CryptoKeyPair, now: Date): Promise<x509.X509Certificate> {
   return x509.X509CertificateGenerator.createSelfSigned({
     serialNumber: randomSerial(),
     name: 'O=ebbtide, CN=ebbtide root',

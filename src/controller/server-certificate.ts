@@ -9,8 +9,8 @@ const TTL_SECONDS = 86_400;
 const RETRY_MS = 60_000;
 
 /** Names under which proxies may know the controller: where it listens, the loopback, istiod's name and its own. */
-export function serverNames(listen: ListenAddress, clusterDomain: string): string[] {
-  const names = new Set(['localhost', '127.0.0.1', '::1']);
+export function serverNames(listen: ListenAddress, clusterDomain: string, further: readonly string[] = []): string[] {
+  const names = new Set(['localhost', '127.0.0.1', '::1', ...further]);
   if (listen.host === '0.0.0.0' || listen.host === '::') {
     for (const address of Object.values(networkInterfaces()).flat()) {
       if (address !== undefined && !address.address.includes('%')) names.add(address.address);
@@ -45,6 +45,7 @@ export async function renewingCredentials(
   let closed = false;
 
   const renew = async (): Promise<void> => {
+    clearTimeout(timer);
     const issued = await authority().issueServer(names, ttlSeconds);
     current = { certificate: Buffer.from(issued.certificate), privateKey: Buffer.from(issued.privateKey) };
     for (const listener of listeners) listener(current);

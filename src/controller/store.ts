@@ -18,10 +18,31 @@ export interface Delta {
   readonly removals: readonly string[];
 }
 
+const NOTHING: Delta = { upserts: [], removals: [] };
+
 /** Makes a resource, its version being the hash of its encoded content. */
 export function makeResource(name: string, value: Uint8Array, aliases: readonly string[] = []): Resource {
   const hash = createHash('sha256').update(value);
-  return { name, version: hash.digest('base64url').slice(0, 16), value, aliases };
+  return { name, version: hash.digest('base64url').slice(0, 16), value: keep(value), aliases };
+}
+
+const SLAB_BYTES = 16_384;
+let slab = new Uint8Array(0);
+let used = 0;
+
+/**
+ * A copy beside others of its kind. The encoder's own memory is shared with what lives for a moment only, which would keep
+ * three times as much as is of use; memory of its own for each of 50,000 resources would cost more than its content.
+ */
+function keep(value: Uint8Array): Uint8Array {
+  if (value.length > SLAB_BYTES / 4) return Uint8Array.from(value);
+  if (used + value.length > slab.length) {
+    slab = new Uint8Array(SLAB_BYTES);
+    used = 0;
+  }
+  slab.set(value, used);
+  used += value.length;
+  return slab.subarray(used - value.length, used);
 }
 
 interface Change {
@@ -31,13 +52,17 @@ interface Change {
 
 /** All resources of one type. Generations only grow; they are of this process and never go over the wire. */
 export class ResourceStore {
-  #resources: ReadonlyMap<string, Resource> = new Map();
+  #resources = new Map<string, Resource>();
   /** Made when a client first asks on demand: most clients are told everything. */
   #byAlias: ReadonlyMap<string, readonly Resource[]> | undefined;
   #log: Change[] = [];
   #generation = 0;
   /** Oldest generation from which the log is whole. */
   #since = 0;
+  /** What changed since the generation that was asked for last: most streams are at the same one. */
+  #latest: { readonly from: number; readonly to: number; readonly delta: Delta } | undefined;
+  /** Everything as a change, while someone is being told it. */
+  #whole: { readonly generation: number; readonly delta: Delta } | undefined;
 
   get resources(): ReadonlyMap<string, Resource> {
     return this.#resources;
@@ -56,14 +81,15 @@ export class ResourceStore {
   }
 
   /**
-   * Replaces everything by `next`.
+   * Replaces everything by `next`, which is the store's own from then on.
    * @param generation of the new state, greater than every one before
    * @returns number of resources that were added, changed or removed
    */
-  commit(next: ReadonlyMap<string, Resource>, generation: number): number {
+  commit(next: Map<string, Resource>, generation: number): number {
     const before = this.#log.length;
     for (const [name, resource] of next) {
-      if (this.#resources.get(name)?.version !== resource.version) this.#log.push({ generation, name });
+      const before = this.#resources.get(name);
+      if (before !== resource && before?.version !== resource.version) this.#log.push({ generation, name });
     }
     for (const name of this.#resources.keys()) {
       if (!next.has(name)) this.#log.push({ generation, name });
@@ -76,10 +102,30 @@ export class ResourceStore {
   }
 
   /**
+   * Takes some changes. @param generation of the new state, greater than every one before
+   * @returns number of resources that were added, changed or removed
+   */
+  commitDelta({ upserts, removals }: Delta, generation: number): number {
+    const before = this.#log.length;
+    for (const resource of upserts) {
+      const same = this.#resources.get(resource.name)?.version === resource.version;
+      this.#resources.set(resource.name, resource);
+      if (!same) this.#log.push({ generation, name: resource.name });
+    }
+    for (const name of removals) if (this.#resources.delete(name)) this.#log.push({ generation, name });
+    this.#generation = generation;
+    const changed = this.#log.length - before;
+    if (changed > 0) this.#byAlias = undefined;
+    return changed;
+  }
+
+  /**
    * What changed after `generation`; undefined where that is too long ago to know, so that the client has to begin anew.
    */
   changesSince(generation: number): Delta | undefined {
     if (generation < this.#since) return undefined;
+    if (generation === this.#generation) return NOTHING;
+    if (this.#latest?.from === generation && this.#latest.to === this.#generation) return this.#latest.delta;
     const upserts: Resource[] = [];
     const removals: string[] = [];
     const seen = new Set<string>();
@@ -92,7 +138,25 @@ export class ResourceStore {
       if (resource === undefined) removals.push(change.name);
       else upserts.push(resource);
     }
-    return { upserts, removals };
+    const delta = { upserts, removals };
+    this.#latest = { from: generation, to: this.#generation, delta };
+    return delta;
+  }
+
+  /** Everything, the same object for all who ask at one generation. */
+  whole(): Delta {
+    if (this.#whole?.generation !== this.#generation) {
+      this.#whole = {
+        generation: this.#generation,
+        delta: { upserts: [...this.#resources.values()], removals: [] },
+      };
+    }
+    return this.#whole.delta;
+  }
+
+  /** Nobody is being told everything any more. */
+  forgetWhole(): void {
+    this.#whole = undefined;
   }
 
   /**

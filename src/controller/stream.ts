@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import { ADDRESS_TYPE, AUTHORIZATION_TYPE, type TypeUrl } from '../mesh/control-plane.js';
 import { envoy } from '../mesh/proto/generated.js';
-import type { ResourceStore } from './store.js';
+import type { Delta, ResourceStore } from './store.js';
 import { Subscription, SubscriptionError, type SubscriptionRequest } from './subscription.js';
 
 type Request = envoy.service.discovery.v3.DeltaDiscoveryRequest;
@@ -12,6 +12,11 @@ const { DeltaDiscoveryResponse } = envoy.service.discovery.v3;
 const POLICY_HEAD_START_MS = 1000;
 /** Clients subscribe to addresses first and to policies right after; addresses wait this long for that. */
 const POLICY_SUBSCRIPTION_MS = 50;
+
+/** A first response of fewer resources is sent at once. */
+const SMALL_FIRST = 1000;
+/** A client that does not answer its first response for so long has had its turn. */
+const TURN_MS = 30_000;
 
 /** What a stream tells the log. */
 export interface StreamEvents {
@@ -23,6 +28,49 @@ export interface StreamEvents {
 }
 
 export type Stores = Readonly<Record<TypeUrl, ResourceStore>>;
+
+/**
+ * Who is told everything now. A cluster's whole state is some 20 MB: with 1,000 proxies that come at once it must not be
+ * in memory for each of them, so they take turns, a few at a time; each turn lasts until the client has answered.
+ */
+export class Turns {
+  readonly #limit: () => number;
+  readonly #holding = new Set<XdsStream>();
+  readonly #waiting = new Set<XdsStream>();
+  readonly #idle: () => void;
+
+  /**
+   * @param limit streams that may have their turn at once, as things are now
+   * @param idle called when nobody holds a turn
+   */
+  constructor(limit: () => number, idle: () => void = () => {}) {
+    this.#limit = limit;
+    this.#idle = idle;
+  }
+
+  /** Whether it is the stream's turn; else its `pump` is called when it is. */
+  take(stream: XdsStream): boolean {
+    if (this.#holding.has(stream)) return true;
+    if (this.#holding.size >= this.#limit()) {
+      this.#waiting.add(stream);
+      return false;
+    }
+    this.#waiting.delete(stream);
+    this.#holding.add(stream);
+    return true;
+  }
+
+  leave(stream: XdsStream): void {
+    this.#waiting.delete(stream);
+    if (!this.#holding.delete(stream)) return;
+    const next = this.#waiting.values().next().value;
+    if (next !== undefined) {
+      this.#waiting.delete(next);
+      // Not in the middle of what the other stream does.
+      setImmediate(() => next.pump());
+    } else if (this.#holding.size === 0) this.#idle();
+  }
+}
 
 interface TypeState {
   readonly subscription: Subscription;
@@ -46,6 +94,8 @@ export class XdsStream {
   readonly #send: (response: Uint8Array) => void;
   readonly #events: StreamEvents;
   readonly #types = new Map<TypeUrl, TypeState>();
+  readonly #turns: Turns;
+  #turnTimer: NodeJS.Timeout | undefined;
   readonly #prefix = randomBytes(4).toString('hex');
   #nonce = 0;
   readonly #openedAt = performance.now();
@@ -53,7 +103,13 @@ export class XdsStream {
   #timer: NodeJS.Timeout | undefined;
   #closed = false;
 
-  constructor(stores: Stores, send: (response: Uint8Array) => void, events: StreamEvents) {
+  constructor(
+    stores: Stores,
+    send: (response: Uint8Array) => void,
+    events: StreamEvents,
+    turns: Turns = new Turns(() => 1),
+  ) {
+    this.#turns = turns;
     this.#stores = stores;
     this.#send = send;
     this.#events = events;
@@ -82,6 +138,13 @@ export class XdsStream {
   close(): void {
     this.#closed = true;
     clearTimeout(this.#timer);
+    this.#endTurn();
+  }
+
+  #endTurn(): void {
+    clearTimeout(this.#turnTimer);
+    this.#turnTimer = undefined;
+    this.#turns.leave(this);
   }
 
   #guarded(work: () => void): void {
@@ -112,6 +175,7 @@ export class XdsStream {
       state.subscription.update(update);
       if (request.responseNonce !== '' && request.responseNonce === state.pending) {
         state.pending = undefined;
+        if (type === ADDRESS_TYPE && this.#turnTimer !== undefined) this.#endTurn();
         state.answered = state.subscription.sent;
         // A refused response is not sent again: it would be refused again. The next change of it is.
         if (request.errorDetail) this.#events.rejected(type, request.errorDetail.message ?? '');
@@ -150,24 +214,22 @@ export class XdsStream {
 
   #push(type: TypeUrl, state: TypeState, holdRemovals: boolean): void {
     if (state.pending !== undefined) return;
+    const whole = state.subscription.first >= SMALL_FIRST;
+    if (whole) {
+      if (!this.#turns.take(this)) return;
+      this.#turnTimer = setTimeout(() => this.#endTurn(), TURN_MS);
+    }
     const delta = state.subscription.take(holdRemovals);
     if (delta === undefined) {
       state.answered = state.subscription.sent;
       return;
     }
-    const nonce = `${this.#prefix}-${++this.#nonce}`;
+    // Only a client's own answer counts, so that what is large can have one nonce for all and need not be copied.
+    const nonce = whole ? 'whole' : `${this.#prefix}-${++this.#nonce}`;
     state.pending = nonce;
-    const response = DeltaDiscoveryResponse.encode({
-      typeUrl: type,
-      nonce,
-      resources: delta.upserts.map(({ name, version, value, aliases }) => ({
-        name,
-        version,
-        resource: { type_url: type, value },
-        aliases: state.subscription.wildcard ? [] : [...aliases],
-      })),
-      removedResources: [...delta.removals],
-    }).finish();
+    const body = state.subscription.wildcard ? encodeShared(type, delta, whole) : encodeBody(type, delta, true);
+    // Fields of a message may come in pieces: what is the stream's own is put behind what all share.
+    const response = whole ? body : Buffer.concat([body, DeltaDiscoveryResponse.encode({ nonce }).finish()]);
     this.#send(response);
     this.#events.pushed(type, {
       resources: delta.upserts.length,
@@ -175,6 +237,33 @@ export class XdsStream {
       bytes: response.length,
     });
   }
+}
+
+/** Encoded changes that several streams are told; most changes go to all of them. */
+const encoded = new WeakMap<Delta, Uint8Array>();
+
+function encodeShared(type: TypeUrl, delta: Delta, whole: boolean): Uint8Array {
+  let body = encoded.get(delta);
+  if (body === undefined) {
+    body = encodeBody(type, delta, false, whole ? 'whole' : '');
+    encoded.set(delta, body);
+  }
+  return body;
+}
+
+/** Encodes a response, with or without its nonce. */
+function encodeBody(type: TypeUrl, delta: Delta, aliased: boolean, nonce = ''): Uint8Array {
+  return DeltaDiscoveryResponse.encode({
+    typeUrl: type,
+    ...(nonce === '' ? {} : { nonce }),
+    resources: delta.upserts.map(({ name, version, value, aliases }) => ({
+      name,
+      version,
+      resource: { type_url: type, value },
+      aliases: aliased ? [...aliases] : [],
+    })),
+    removedResources: [...delta.removals],
+  }).finish();
 }
 
 /** Whether the client has answered everything that the store holds (held back removals aside). */

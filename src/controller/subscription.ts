@@ -28,6 +28,8 @@ export class Subscription {
   #owed: { upserts: Map<string, Resource>; removals: Set<string> } = { upserts: new Map(), removals: new Set() };
   /** A first response is due even where it is empty: clients are ready once they have one. */
   #answerDue = false;
+  /** A wildcard client that has nothing: it is told everything of the moment at which it is its turn. */
+  #everything = false;
 
   constructor(store: ResourceStore, first: SubscriptionRequest) {
     this.#store = store;
@@ -35,6 +37,10 @@ export class Subscription {
     this.#sent = store.generation;
     this.#wildcard =
       !first.unsubscribe.includes(WILDCARD) && (first.subscribe.length === 0 || first.subscribe.includes(WILDCARD));
+    if (this.#wildcard && first.initialVersions.size === 0) {
+      this.#everything = true;
+      return;
+    }
     if (this.#wildcard) {
       for (const resource of store.resources.values()) {
         if (first.initialVersions.get(resource.name) !== resource.version) {
@@ -52,7 +58,12 @@ export class Subscription {
 
   /** Generation up to which the client has been sent everything. */
   get sent(): number {
-    return this.#sent;
+    return this.#everything ? this.#store.generation : this.#sent;
+  }
+
+  /** How many resources the client is to be told at once because it knows nothing yet; else 0. */
+  get first(): number {
+    return this.#everything ? this.#store.resources.size : 0;
   }
 
   /** A later request of the client; an ACK with no names changes nothing. */
@@ -88,9 +99,21 @@ export class Subscription {
    * @param holdRemovals keeps removals back; they stay owed
    */
   take(holdRemovals: boolean): Delta | undefined {
+    if (this.#everything) {
+      this.#everything = false;
+      this.#answerDue = false;
+      this.#sent = this.#store.generation;
+      return this.#store.whole();
+    }
     const changes = this.#store.changesSince(this.#sent);
     if (changes === undefined) throw new SubscriptionError('the client is too far behind; it begins anew');
     this.#sent = this.#store.generation;
+    const nothingOwed = this.#owed.upserts.size === 0 && this.#owed.removals.size === 0;
+    // As it is, the same object for all streams, so that it is encoded once.
+    if (this.#wildcard && nothingOwed && changes.upserts.length > 0 && !(holdRemovals && changes.removals.length > 0)) {
+      this.#answerDue = false;
+      return changes;
+    }
     for (const resource of changes.upserts) {
       if (!this.#wants(resource)) continue;
       this.#owed.removals.delete(resource.name);

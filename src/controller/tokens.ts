@@ -69,6 +69,10 @@ export class NodeTokens {
     return { added, removed, refused };
   }
 
+  has(node: string): boolean {
+    return this.#nodes.has(node);
+  }
+
   /** The node whose token this is, or undefined. */
   nodeOf(token: string): string | undefined {
     const hash = digest(token);

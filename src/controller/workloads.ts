@@ -5,7 +5,7 @@ import { formatIp, parseIp } from './ip.js';
 import { type Metadata, type Node, namespaceOf, type Pod, serviceAccountOf } from './objects.js';
 
 /** Label on Pod: a value that contains `http` says that the pod itself speaks HBONE. */
-const TUNNEL_LABEL = 'networking.istio.io/tunnel';
+export const TUNNEL_LABEL = 'networking.istio.io/tunnel';
 
 export type Workload = istio.workload.Workload.$Properties;
 const { NetworkMode, TunnelProtocol, WorkloadStatus, WorkloadType } = istio.workload;

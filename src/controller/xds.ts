@@ -3,41 +3,56 @@ import { type ServerDuplexStream, status } from '@grpc/grpc-js';
 import { ADDRESS_TYPE, AUTHORIZATION_TYPE, type TypeUrl } from '../mesh/control-plane.js';
 import type { Logger } from '../mesh/log.js';
 import type { envoy } from '../mesh/proto/generated.js';
+import { type Caller, Refusal } from './callers.js';
 import { bearerToken, grpcError } from './grpc.js';
-import { type Resource, ResourceStore } from './store.js';
-import { type Stores, XdsStream } from './stream.js';
+import { type Delta, type Resource, ResourceStore } from './store.js';
+import { type Stores, Turns, XdsStream } from './stream.js';
 
 type Request = envoy.service.discovery.v3.DeltaDiscoveryRequest;
 type Call = ServerDuplexStream<Request, Uint8Array>;
 
 /** Everything that is served. */
 export interface Snapshot {
-  readonly addresses: ReadonlyMap<string, Resource>;
-  readonly authorizations: ReadonlyMap<string, Resource>;
+  /** The server's own once it is published. */
+  readonly addresses: Map<string, Resource>;
+  readonly authorizations: Map<string, Resource>;
 }
 
 /** Changes kept for streams that are behind, beyond the number of resources. */
 const MIN_LOG = 10_000;
+/** Bytes of whole states that may be on their way at once; the transport holds each twice. */
+const FIRST_BYTES = 40 << 20;
+/** However large the state, a slow client must not keep all others waiting. */
+const FIRST_AT_ONCE = 2;
+/** What a workload takes in a response, more or less. */
+const RESOURCE_BYTES = 400;
 /** A node has one proxy, two while it is upgraded; more is a proxy that leaks streams. */
 const MAX_STREAMS_PER_NODE = 8;
 
 interface Open {
-  readonly node: string;
+  readonly caller: Caller;
   readonly stream: XdsStream;
   end(code: status, details: string): void;
 }
 
 export class XdsServer {
   readonly #log: Logger;
-  readonly #nodeOf: (token: string) => string | undefined;
+  readonly #authenticate: (token: string) => Caller | Promise<Caller>;
   readonly #stores: Stores = { [ADDRESS_TYPE]: new ResourceStore(), [AUTHORIZATION_TYPE]: new ResourceStore() };
   readonly #open = new Set<Open>();
+  readonly #turns = new Turns(
+    () =>
+      Math.max(FIRST_AT_ONCE, Math.floor(FIRST_BYTES / (RESOURCE_BYTES * this.#stores[ADDRESS_TYPE].resources.size))),
+    () => {
+      for (const store of Object.values(this.#stores)) store.forgetWhole();
+    },
+  );
   #generation = 0;
 
-  /** @param nodeOf the node whose token it is */
-  constructor(log: Logger, nodeOf: (token: string) => string | undefined) {
+  /** @param authenticate who has the token; throws {@link Refusal} where nobody has */
+  constructor(log: Logger, authenticate: (token: string) => Caller | Promise<Caller>) {
     this.#log = log;
-    this.#nodeOf = nodeOf;
+    this.#authenticate = authenticate;
   }
 
   /** Number of open streams. */
@@ -55,10 +70,20 @@ export class XdsServer {
     return { addresses, authorizations };
   }
 
-  /** Ends the streams of nodes that are no more. */
-  endNode(node: string): void {
+  /** Serves changes of addresses. @returns how many resources differ */
+  publishAddresses(delta: Delta): { addresses: number; authorizations: number } {
+    const generation = ++this.#generation;
+    this.#stores[AUTHORIZATION_TYPE].commitDelta({ upserts: [], removals: [] }, generation);
+    const addresses = this.#stores[ADDRESS_TYPE].commitDelta(delta, generation);
+    if (addresses > 0) for (const { stream } of [...this.#open]) stream.pump();
+    this.#trim();
+    return { addresses, authorizations: 0 };
+  }
+
+  /** Ends the streams of callers that are no more what they were let in as. */
+  recheck(remains: (caller: Caller) => boolean): void {
     for (const open of [...this.#open]) {
-      if (open.node === node) open.end(status.UNAUTHENTICATED, 'the node is no more');
+      if (!remains(open.caller)) open.end(status.UNAUTHENTICATED, 'the node or its proxy is no more');
     }
   }
 
@@ -71,35 +96,63 @@ export class XdsServer {
   handle(call: Call): void {
     const peer = call.getPeer();
     const token = bearerToken(call.metadata);
-    const node = token === undefined ? undefined : this.#nodeOf(token);
-    if (node === undefined) {
-      const reason = token === undefined ? 'no bearer token' : 'unknown token';
+    const refuse = (error: unknown): void => {
+      const reason = error instanceof Error ? error.message : String(error);
       this.#log.warn({ event: 'xds_refused', peer, reason }, 'refused an xDS stream');
-      call.emit('error', grpcError(status.UNAUTHENTICATED, 'authentication failure'));
+      const code = error instanceof Refusal ? status.UNAUTHENTICATED : status.UNAVAILABLE;
+      call.emit(
+        'error',
+        grpcError(code, error instanceof Refusal ? 'authentication failure' : 'cannot authenticate now'),
+      );
+    };
+    if (token === undefined) {
+      refuse(new Refusal('no bearer token'));
       return;
     }
-    if ([...this.#open].filter((open) => open.node === node).length >= MAX_STREAMS_PER_NODE) {
+    let caller: Caller | Promise<Caller>;
+    try {
+      caller = this.#authenticate(token);
+    } catch (error) {
+      refuse(error);
+      return;
+    }
+    if (caller instanceof Promise) {
+      caller.then((known) => {
+        if (!call.cancelled) this.#admit(call, known, peer);
+      }, refuse);
+    } else this.#admit(call, caller, peer);
+  }
+
+  #admit(call: Call, caller: Caller, peer: string): void {
+    const { node } = caller;
+    if ([...this.#open].filter((open) => open.caller.node === node).length >= MAX_STREAMS_PER_NODE) {
       this.#log.warn({ event: 'xds_refused', peer, node, reason: 'too many streams' }, 'refused an xDS stream');
       call.emit('error', grpcError(status.RESOURCE_EXHAUSTED, `more than ${MAX_STREAMS_PER_NODE} streams of one node`));
       return;
     }
-    this.#serve(call, node, peer);
+    this.#serve(call, caller, peer);
   }
 
-  #serve(call: Call, node: string, peer: string): void {
+  #serve(call: Call, caller: Caller, peer: string): void {
+    const { node } = caller;
     const log = this.#log.child({ node, peer });
     let named = false;
     const end = (code: status, details: string): void => {
       finish(details);
       call.emit('error', grpcError(code, details));
     };
-    const stream = new XdsStream(this.#stores, (response) => void call.write(response), {
-      subscribed: (type, counts) => log.info({ event: 'xds_subscribed', type, ...counts }, 'subscribed'),
-      pushed: (type, counts) => log.debug({ event: 'xds_pushed', type, ...counts }, 'pushed'),
-      rejected: (type, reason) => log.error({ event: 'xds_rejected', type, reason }, 'the proxy rejected resources'),
-      failed: (error) => end(status.ABORTED, error.message),
-    });
-    const open: Open = { node, stream, end };
+    const stream = new XdsStream(
+      this.#stores,
+      (response) => void call.write(response),
+      {
+        subscribed: (type, counts) => log.info({ event: 'xds_subscribed', type, ...counts }, 'subscribed'),
+        pushed: (type, counts) => log.debug({ event: 'xds_pushed', type, ...counts }, 'pushed'),
+        rejected: (type, reason) => log.error({ event: 'xds_rejected', type, reason }, 'the proxy rejected resources'),
+        failed: (error) => end(status.ABORTED, error.message),
+      },
+      this.#turns,
+    );
+    const open: Open = { caller, stream, end };
     const finish = (reason: string): void => {
       if (!this.#open.delete(open)) return;
       stream.close();

@@ -132,6 +132,47 @@ export interface AuthorizationPolicy {
   };
 }
 
+/** Port of a ServiceEntry. */
+export interface ServiceEntryPort {
+  readonly number: number;
+  readonly name?: string;
+  readonly protocol?: string;
+  readonly targetPort?: number;
+}
+
+/** Spec of a WorkloadEntry, and an endpoint that stands in a ServiceEntry. */
+export interface WorkloadEntrySpec {
+  readonly address?: string;
+  /** Target port by the name of the service's port. */
+  readonly ports?: Readonly<Record<string, number>>;
+  readonly labels?: Labels;
+  readonly network?: string;
+  /** `region/zone/subzone`. */
+  readonly locality?: string;
+  readonly weight?: number;
+  readonly serviceAccount?: string;
+}
+
+export interface WorkloadEntry {
+  readonly metadata: Metadata;
+  readonly spec?: WorkloadEntrySpec;
+}
+
+export interface ServiceEntry {
+  readonly metadata: Metadata;
+  readonly spec?: {
+    readonly hosts?: readonly string[];
+    readonly addresses?: readonly string[];
+    readonly ports?: readonly ServiceEntryPort[];
+    readonly resolution?: string;
+    readonly endpoints?: readonly WorkloadEntrySpec[];
+    readonly workloadSelector?: { readonly labels?: Labels };
+    readonly exportTo?: readonly string[];
+    readonly subjectAltNames?: readonly string[];
+  };
+  readonly status?: { readonly addresses?: readonly { readonly value?: string; readonly host?: string }[] };
+}
+
 /** All objects of a source at one moment. An object that did not change is the same JavaScript object as before. */
 export interface ObjectSet {
   readonly namespaces: readonly Namespace[];
@@ -141,6 +182,9 @@ export interface ObjectSet {
   readonly endpointSlices: readonly EndpointSlice[];
   readonly authorizationPolicies: readonly AuthorizationPolicy[];
   readonly peerAuthentications: readonly PeerAuthentication[];
+  /** Absent where the source has no such kind. */
+  readonly serviceEntries?: readonly ServiceEntry[];
+  readonly workloadEntries?: readonly WorkloadEntry[];
 }
 
 /** Namespace of a namespaced object, `default` where it names none. */

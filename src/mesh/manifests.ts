@@ -291,7 +291,7 @@ export class ManifestSource {
   }
 
   #merge(problems: ManifestProblem[], first: boolean): void {
-    const lists: Record<keyof ObjectSet, object[]> = {
+    const lists: Record<(typeof FIELDS)[keyof typeof FIELDS], object[]> = {
       namespaces: [],
       nodes: [],
       pods: [],

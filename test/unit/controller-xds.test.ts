@@ -80,15 +80,13 @@ async function start(objects: Partial<ClusterObjects>, ttlSeconds = 3600): Promi
   const log = pino({ level: 'debug' }, { write: (line: string) => void lines.push(JSON.parse(line)) });
   controller = await startController(
     {
-      manifests: '',
-      data,
       listen: { host: '127.0.0.1', port: 0 },
       ttlSeconds,
       trustDomain: 'cluster.local',
       clusterDomain: 'cluster.local',
       clusterId: 'Kubernetes',
     },
-    { source, log, belongsInMesh: () => true },
+    { source, log, data, belongsInMesh: () => true },
   );
 }
 
@@ -529,7 +527,7 @@ describe('CreateCertificate', () => {
 
 test('the log of changes is bounded: a stream that stays behind is ended, not remembered without end', async () => {
   const ended: string[] = [];
-  const server = new XdsServer(pino({ enabled: false }), () => 'n1');
+  const server = new XdsServer(pino({ enabled: false }), () => ({ node: 'n1' }));
   const handlers = new Map<string, (value: unknown) => void>();
   const written: Uint8Array[] = [];
   server.handle({
