@@ -3,17 +3,23 @@ import { keyOf, namespaceOf, type Pod, serviceAccountOf } from './objects.js';
 import type { PodChanges } from './resources.js';
 import { isTerminal } from './workloads.js';
 
+/** One node and service account; all its pods share it. */
+interface Place {
+  readonly key: string;
+  pods: number;
+}
+
 export class Places {
-  readonly #counts = new Map<string, number>();
-  readonly #byPod = new Map<string, string>();
+  readonly #places = new Map<string, Place>();
+  readonly #byPod = new Map<string, Place>();
 
   has(node: string, namespace: string, serviceAccount: string): boolean {
-    return this.#counts.has(placeKey(node, namespace, serviceAccount));
+    return this.#places.has(placeKey(node, namespace, serviceAccount));
   }
 
   /** Begins anew with these pods. */
   replace(pods: readonly Pod[]): void {
-    this.#counts.clear();
+    this.#places.clear();
     this.#byPod.clear();
     for (const pod of pods) this.#set(keyOf(pod), pod);
   }
@@ -29,16 +35,17 @@ export class Places {
         ? undefined
         : placeKey(node, namespaceOf(pod), serviceAccountOf(pod));
     const before = this.#byPod.get(key);
-    if (before === after) return;
+    if (before?.key === after) return;
     if (before !== undefined) {
-      const count = (this.#counts.get(before) ?? 0) - 1;
-      if (count > 0) this.#counts.set(before, count);
-      else this.#counts.delete(before);
+      before.pods--;
+      if (before.pods === 0) this.#places.delete(before.key);
       this.#byPod.delete(key);
     }
     if (after !== undefined) {
-      this.#counts.set(after, (this.#counts.get(after) ?? 0) + 1);
-      this.#byPod.set(key, after);
+      const place = this.#places.get(after) ?? { key: after, pods: 0 };
+      this.#places.set(after, place);
+      place.pods++;
+      this.#byPod.set(key, place);
     }
   }
 }

@@ -37,7 +37,19 @@ function shared(strings: Strings | undefined): Strings | undefined {
   if (strings === undefined) return undefined;
   const copy: Record<string, string> = {};
   for (const key in strings) copy[share(key)] = share(strings[key] ?? '');
-  return copy;
+  return shareValue(copy);
+}
+
+/** Values that are equal in all pods of one template (labels, ports, owner), by their JSON; bounded like the texts. */
+const values = new Map<string, object>();
+const MAX_VALUES = 20_000;
+function shareValue<T extends object>(value: T): T {
+  const json = JSON.stringify(value);
+  const known = values.get(json);
+  // What has the same JSON came from the same function.
+  if (known !== undefined) return known as T;
+  if (values.size < MAX_VALUES) values.set(json, value);
+  return value;
 }
 
 /** Without the properties that are undefined, so that equal objects are equal as JSON. */
@@ -92,7 +104,7 @@ export function pickPod(object: ApiObject): Pod {
           })),
       }))
       .filter(({ ports }) => ports.length > 0);
-    return kept.length > 0 ? kept : undefined;
+    return kept.length > 0 ? shareValue(kept) : undefined;
   };
   // Pods of a cluster that have no conditions yet are not ready; those of a manifest are.
   const ready = status?.conditions?.some(({ type, status }) => type === 'Ready' && status === 'True');
@@ -104,9 +116,9 @@ export function pickPod(object: ApiObject): Pod {
       uid: metadata.uid,
       generateName: metadata.generateName === undefined ? undefined : share(metadata.generateName),
       labels: shared(metadata.labels),
-      annotations: only(metadata.annotations, POD_ANNOTATIONS),
+      annotations: shared(only(metadata.annotations, POD_ANNOTATIONS)),
       deletionTimestamp: metadata.deletionTimestamp,
-      ownerReferences: owner && [{ kind: share(owner.kind), name: share(owner.name), controller: true }],
+      ownerReferences: owner && shareValue([{ kind: share(owner.kind), name: share(owner.name), controller: true }]),
     }),
     spec: compact<NonNullable<Pod['spec']>>({
       nodeName: spec?.nodeName === undefined ? undefined : share(spec.nodeName),
