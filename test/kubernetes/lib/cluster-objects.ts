@@ -147,3 +147,29 @@ export async function deletePod(server: ApiServer, namespace: string, name: stri
   const path = `/api/v1/namespaces/${namespace}/pods/${name}`;
   await server.api.request('DELETE', path, { query: { gracePeriodSeconds: 0 } });
 }
+
+/**
+ * Creates what the chart grants the controller, and its service account. @returns its namespace
+ * @param rendered the chart's objects
+ */
+export async function grantRights(
+  server: ApiServer,
+  rendered: readonly {
+    readonly apiVersion: string;
+    readonly kind: string;
+    readonly metadata: { readonly name: string; readonly namespace?: string };
+  }[],
+): Promise<void> {
+  const paths: Readonly<Record<string, string>> = {
+    ClusterRole: 'clusterroles',
+    ClusterRoleBinding: 'clusterrolebindings',
+    Role: 'roles',
+    RoleBinding: 'rolebindings',
+  };
+  for (const object of rendered) {
+    const plural = paths[object.kind];
+    if (plural === undefined) continue;
+    const within = object.metadata.namespace === undefined ? '' : `/namespaces/${object.metadata.namespace}`;
+    await server.api.request('POST', `/apis/rbac.authorization.k8s.io/v1${within}/${plural}`, { body: object });
+  }
+}
