@@ -90,6 +90,12 @@ class Talker {
 export async function controlPlane(options: ControlPlaneOptions): Promise<Record<string, number>> {
   const directory = mkdtempSync(join(tmpdir(), 'ebbtide-bench-'));
   const talkers: Talker[] = [];
+  // Also where the benchmark is interrupted: nothing of it stays.
+  const clean = (): void => {
+    for (const { child } of talkers) child.kill('SIGKILL');
+    rmSync(directory, { recursive: true, force: true });
+  };
+  process.once('exit', clean);
   const started = <T extends Talker>(talker: T): T => {
     talkers.push(talker);
     return talker;
@@ -98,8 +104,27 @@ export async function controlPlane(options: ControlPlaneOptions): Promise<Record
     return await measure(options, directory, started);
   } finally {
     await Promise.all(talkers.map((talker) => talker.stop()));
+    process.removeListener('exit', clean);
     rmSync(directory, { recursive: true, force: true });
   }
+}
+
+/** The figures as text, and how they stand to what is promised of a large cluster. */
+export function renderControlPlane(figures: Readonly<Record<string, number>>, nodes: number, pods: number): string {
+  const lines = [`control plane: ${nodes} nodes, ${pods} pods`];
+  for (const [name, value] of Object.entries(figures))
+    lines.push(`${name.padEnd(34)}${value.toPrecision(4).padStart(12)}`);
+  const at = (name: string): number => figures[name] ?? Number.NaN;
+  for (const [what, value, limit] of [
+    ['memory with all nodes: at most 400 MB', at('rss_all_nodes_mb'), 400],
+    ['a change to every node, p99: at most 500 ms', at('push_every_node_p99_ms'), 500],
+    ['the same under 20 changes a second', at('busy_push_p99_ms'), 500],
+    ['a policy, p99: at most 500 ms', at('policy_push_p99_ms'), 500],
+    ['bytes per change and node: at most 500', at('bytes_per_pod_change_per_node'), 500],
+  ] as const) {
+    lines.push(`${value <= limit ? 'met    ' : 'NOT MET'}  ${what}  (${value.toPrecision(4)})`);
+  }
+  return lines.join('\n');
 }
 
 async function measure(

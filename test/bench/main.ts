@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { type Lab, lab, type Pod } from '../lib/lab.ts';
+import { controlPlane, renderControlPlane } from './control-plane.ts';
 import { startHaproxy } from './haproxy.ts';
 import { connectionRate, type Figures, type Path, PORTS, residentMb, roundTrip, throughput } from './measure.ts';
 import { render, Samples } from './report.ts';
@@ -19,13 +20,16 @@ const { values: flags } = parseArgs({
     rounds: { type: 'string', default: '3' },
     paths: { type: 'string', default: PATHS.join(',') },
     figures: { type: 'string', default: '1,4,16,rtt,rate,memory' },
+    nodes: { type: 'string', default: '1000' },
+    pods: { type: 'string', default: '50000' },
     help: { type: 'boolean', default: false },
   },
 });
 if (flags.help) {
   process.stdout.write(
     'npm run bench -- [--json FILE] [--seconds N] [--rounds N] [--paths direct,haproxy,mesh,mesh-same-node]\n' +
-      '                 [--figures 1,4,16,rtt,rate,memory]\n',
+      '                 [--figures 1,4,16,rtt,rate,memory]\n' +
+      'npm run bench -- --figures control_plane [--nodes 1000] [--pods 50000] [--seconds 15] [--json FILE]\n',
   );
   process.exit(0);
 }
@@ -167,24 +171,43 @@ async function measure(within: Lab): Promise<Samples> {
   return samples;
 }
 
-const within = await lab.Lab.create();
-open = within;
-try {
-  const report = (await measure(within)).report();
-  process.stdout.write(`${render(report, selected)}\n`);
-  if (flags.json !== undefined) {
-    const machine = {
-      cpu: cpus()[0]?.model ?? '',
-      cores: cpus().length,
-      memory_gb: Math.round(totalmem() / 1e9),
-      kernel: release(),
-      node: process.version,
-      seconds,
-      rounds,
-      date: new Date().toISOString(),
-    };
-    writeFileSync(flags.json, `${JSON.stringify({ machine, figures: report }, null, 2)}\n`);
-  }
-} finally {
-  await within.close();
+function writeJson(figures: object): void {
+  if (flags.json === undefined) return;
+  const machine = {
+    cpu: cpus()[0]?.model ?? '',
+    cores: cpus().length,
+    memory_gb: Math.round(totalmem() / 1e9),
+    kernel: release(),
+    node: process.version,
+    seconds,
+    rounds,
+    date: new Date().toISOString(),
+  };
+  writeFileSync(flags.json, `${JSON.stringify({ machine, figures }, null, 2)}\n`);
 }
+
+/** The controller of a large cluster; needs no lab. */
+async function measureControlPlane(): Promise<object> {
+  const [nodes, pods] = [Number(flags.nodes), Number(flags.pods)];
+  if (!(nodes >= 1 && nodes <= 10_000 && pods >= 1 && pods <= 200_000))
+    throw new Error('--nodes or --pods make no sense');
+  const figures = await controlPlane({ nodes, pods, changesPerSecond: 20, seconds: Math.max(seconds, 5), progress });
+  process.stdout.write(`${renderControlPlane(figures, nodes, pods)}\n`);
+  return figures;
+}
+
+async function measurePaths(): Promise<object> {
+  const within = await lab.Lab.create();
+  open = within;
+  try {
+    const report = (await measure(within)).report();
+    process.stdout.write(`${render(report, selected)}\n`);
+    return report;
+  } finally {
+    await within.close();
+  }
+}
+
+const control = wanted.includes('control_plane') ? await measureControlPlane() : undefined;
+const paths = wanted.some((figure) => figure !== 'control_plane') ? await measurePaths() : {};
+writeJson(control === undefined ? paths : { ...paths, control_plane: control });
