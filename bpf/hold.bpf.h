@@ -11,8 +11,9 @@
  * - Undecided: connect() fails with EPERM at once. It may be long until an agent is back, and a connection
  * that waits could not be finished in the right way if the verdict turned out to be plain.
  * - In the mesh, not captured yet: connect() is rewritten as it will be, and its SYN is dropped at the way
- * out until the pod is captured; sent again every few jiffies, it arrives soon after. The application sees a
- * slow connect. connect() itself cannot sleep.
+ * out until the pod is captured. It is sent again at intervals that double from a few jiffies, so the
+ * application sees a slow connect, at most about twice as long as the pod was held. connect() itself cannot
+ * sleep.
  * - To the pod: what arrives at a listening socket is dropped, so that callers try again. Refusing bind() or
  *   listen() instead would end applications that do nothing wrong.
  * - UDP is left alone: the mesh does not carry it, so holding it protects nothing, and a name that cannot be

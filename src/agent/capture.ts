@@ -51,7 +51,11 @@ export interface CaptureStatus {
 /** What the agent knows of a pod before it exists: it will be captured, or left alone. */
 export type PodVerdict = 'mesh' | 'plain';
 
-/** How pods that appear are held until they are decided about, and those of the mesh until they are captured. */
+/**
+ * How pods that appear are held until they are decided about, and those of the mesh until they are captured; TCP only.
+ * Needs the kernel's BTF and CAP_PERFMON: without them opening the capture throws. After a boot the node's pods may be
+ * there before the agent; they are older, so not held.
+ */
 export interface HoldOptions {
   /**
    * What becomes of a new pod about which nothing is decided, also while no agent runs: `refuse` lets its TCP
