@@ -24,7 +24,7 @@ OutboundFlow::OutboundFlow(Worker& worker, PodPtr pod, Fd application)
     : Flow(worker, std::move(pod), false, 1),
       application_(worker, *this, pod_->budget),
       next_hop_(worker, *this, pod_->budget),
-      timer_([this] { onTimer(); }) {
+      timer_([this] { onTimer(); }, this) {
   application_.adopt(std::move(application), false);
 }
 

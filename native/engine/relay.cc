@@ -2,11 +2,17 @@
 #include "relay.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "worker.h"
 
 namespace ebbtide {
+namespace {
+
+constexpr const char* kOverflow = "the application does not read, and its pod's share of buffers is used up";
+
+}  // namespace
 
 StreamRelay::~StreamRelay() {
   if (tunnel_ != nullptr) tunnel_->reset(*this, NGHTTP2_CANCEL);
@@ -50,7 +56,7 @@ void StreamRelay::letGo() {
 void StreamRelay::onData(const uint8_t* data, size_t n) {
   if (ended_) return;
   if (!started_ || application_.waiting() > 0) {
-    application_.enqueue(data, n);
+    if (!application_.enqueue(data, n)) onBroken(application_, ENOBUFS);
     return;
   }
   if (!slices_) slices_ = worker_.takeSlices();
@@ -164,7 +170,20 @@ void StreamRelay::onDelivered(SocketEnd&, size_t n) {
 }
 
 void StreamRelay::onBroken(SocketEnd&, int error) {
-  end(Reason::kApplicationReset, std::strerror(error));
+  if (error == ENOBUFS) {
+    overflow();
+  } else {
+    end(Reason::kApplicationReset, std::strerror(error));
+  }
+}
+
+void StreamRelay::overflow() {
+  if (started_) {
+    end(Reason::kBuffersFull, kOverflow);
+  } else if (!ended_) {
+    cut(NGHTTP2_ENHANCE_YOUR_CALM);
+    owner_.onRelayEnded(Reason::kBuffersFull, kOverflow);
+  }
 }
 
 void StreamRelay::endIfDone() {
@@ -195,7 +214,8 @@ void SocketRelay::onReadable(SocketEnd& end) {
   SocketEnd& target = opposite(end);
   int error = 0;
   uint8_t* buffer = worker_.application_buffer.get();
-  ssize_t n = end.read(buffer, kTurnBytes, error);
+  // Nothing tells an application how much may wait for the other end, so less is read while much does.
+  ssize_t n = end.read(buffer, end.pressed() ? kRecordBytes : kTurnBytes, error);
   if (n == -1) return;
   if (n == -2) {
     onBroken(end, error);
@@ -230,7 +250,11 @@ void SocketRelay::onBroken(SocketEnd&, int error) {
   ended_ = true;
   application_.close(true);
   other_.close(true);
-  owner_.onRelayEnded(Reason::kApplicationReset, std::strerror(error));
+  if (error == ENOBUFS) {
+    owner_.onRelayEnded(Reason::kBuffersFull, kOverflow);
+  } else {
+    owner_.onRelayEnded(Reason::kApplicationReset, std::strerror(error));
+  }
 }
 
 void SocketRelay::endIfDone() {
