@@ -56,6 +56,7 @@ void ServerTunnel::prepare() {
   workload_ = worker_.localWorkload(*pod_);
   auto context = workload_ ? worker_.tls(workload_->identity()) : nullptr;
   if (!context) {
+    watchEnd();
     worker_.wait(*this);
     return;
   }
@@ -212,7 +213,7 @@ void InboundStreamFlow::onApplication(int error) {
       return;
     }
   }
-  std::string baggage = baggageOf(record_.destination_workload);
+  const std::string& baggage = worker_.baggage(record_.destination_workload);
   HeaderFields fields = {{":status", "200"}};
   if (!baggage.empty()) fields.emplace_back("baggage", baggage);
   relay_.tunnel()->submitAnswer(relay_, fields, false);

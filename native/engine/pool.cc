@@ -19,7 +19,8 @@ Reason connectReason(int error) {
 
 }  // namespace
 
-// Pod, next hop and TLS context (a source's identity and the version of its certificate) tell nearly all apart.
+// Pod, next hop and TLS context (a source's identity and the version of its certificate) tell nearly all
+// apart.
 size_t PoolTargetHash::operator()(const PoolTarget& target) const noexcept {
   size_t hash = std::hash<const void*>{}(target.pod.get());
   const auto mix = [&hash](size_t value) { hash = (hash ^ value) * 0x9e3779b97f4a7c15u + (hash >> 29); };
@@ -110,6 +111,10 @@ ClientTunnel::ClientTunnel(Worker& worker, std::shared_ptr<PoolGroup> group)
   counted_connecting_ = true;
 }
 
+ClientTunnel::~ClientTunnel() {
+  if (counted_connecting_) group_->connecting--;  // it never began
+}
+
 void ClientTunnel::connect() {
   auto [fd, error] = worker_.dialFrom(*pod_, group_->target.next_hop, std::nullopt);
   if (fd) {
@@ -122,11 +127,7 @@ void ClientTunnel::connect() {
 void ClientTunnel::failConnect(int error) {
   connect_error_ = error;
   std::string detail = "connect to " + group_->target.next_hop.toString() + ": " + std::strerror(error);
-  if (closed()) {
-    onEnded(connectReason(error), detail, false);  // there was no socket
-  } else {
-    close(connectReason(error), detail);
-  }
+  close(connectReason(error), detail);
 }
 
 void ClientTunnel::onConnected(int error) {

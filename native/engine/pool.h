@@ -70,6 +70,7 @@ struct PoolGroup : std::enable_shared_from_this<PoolGroup> {
 class ClientTunnel final : public Tunnel {
  public:
   ClientTunnel(Worker& worker, std::shared_ptr<PoolGroup> group);
+  ~ClientTunnel() override;
   void connect();
   // Streams that may still be opened.
   size_t capacity() const;

@@ -81,7 +81,7 @@ void StreamRelay::onTurnData() {
     }
   }
   worker_.giveSlices(std::move(slices));
-  if (!ended_ && stream_ended_) {
+  if (!ended_ && stream_ended_ && !closing()) {
     application_.finish();
     endIfDone();
   }
@@ -89,7 +89,8 @@ void StreamRelay::onTurnData() {
 
 void StreamRelay::onEnd() {
   stream_ended_ = true;
-  if (!started_ || slices_) return;  // after the data that came with it
+  // After the data that came with it; or by onClosed(), which follows at once.
+  if (!started_ || slices_ || closing()) return;
   application_.finish();
   endIfDone();
 }
@@ -113,9 +114,14 @@ void StreamRelay::onClosed(uint32_t code) {
   // closed.
   stream_ended_ = true;
   application_ended_ = true;
-  application_.wantRead(false);
-  application_.finish();
-  endIfDone();
+  if (application_.waiting() > 0) {
+    application_.wantRead(false);
+    application_.finish();
+    return;
+  }
+  ended_ = true;
+  application_.close(false);  // FIN, without a shutdown() of its own
+  owner_.onRelayEnded(Reason::kNone, "");
 }
 
 void StreamRelay::onTunnelLost(Reason reason, const std::string& detail) {

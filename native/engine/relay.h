@@ -65,6 +65,7 @@ class StreamRelay final : public StreamHandler, public SocketEnd::User {
 
  private:
   void endIfDone();
+  bool closing() const { return application_ended_ && tunnel_ != nullptr && tunnel_->sentEnd(*this); }
   void overflow();
   void end(Reason reason, const std::string& detail);
 

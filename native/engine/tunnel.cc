@@ -55,8 +55,22 @@ Tunnel::~Tunnel() {
 void Tunnel::adopt(Fd fd, bool connecting) {
   fd_ = std::move(fd);
   connecting_ = connecting;
-  worker_.loop.add(fd_.get(), connecting ? static_cast<uint32_t>(EPOLLOUT) : 0u, *this);
-  if (connecting) worker_.loop.arm(phase_timer_, worker_.connectTimeoutUs());
+  if (!connecting) return;
+  watch(EPOLLOUT);
+  worker_.loop.arm(phase_timer_, worker_.connectTimeoutUs());
+}
+
+void Tunnel::watchEnd() {
+  if (!watched_) watch(0);
+}
+
+void Tunnel::watch(uint32_t events) {
+  if (watched_) {
+    worker_.loop.modify(fd_.get(), events, *this);
+  } else {
+    watched_ = true;
+    worker_.loop.add(fd_.get(), events, *this);
+  }
 }
 
 void Tunnel::startTls(std::shared_ptr<const TlsContext> context) {
@@ -66,9 +80,12 @@ void Tunnel::startTls(std::shared_ptr<const TlsContext> context) {
   }
   worker_.loop.arm(phase_timer_, worker_.tlsTimeoutUs());
   last_receive_us_ = worker_.loop.nowUs();
-  worker_.loop.modify(fd_.get(), EPOLLIN, *this);
+  watch(EPOLLIN);
   if (!server_) {
-    tls_.handshake();  // produces ClientHello
+    if (tls_.handshake() == TlsStream::Status::kFailed) {  // produces ClientHello
+      close(Reason::kInternal, tls_.error());
+      return;
+    }
     writeSocket();
   }
 }
@@ -280,7 +297,7 @@ void Tunnel::writeSocket() {
 void Tunnel::wantWrite(bool want) {
   if (want == writing_) return;
   writing_ = want;
-  worker_.loop.modify(fd_.get(), want ? EPOLLIN | EPOLLOUT : EPOLLIN, *this);
+  watch(want ? EPOLLIN | EPOLLOUT : EPOLLIN);
 }
 
 void Tunnel::resumeBlocked() {
@@ -301,7 +318,8 @@ void Tunnel::closeIfFinished() {
 }
 
 void Tunnel::close(Reason reason, const std::string& detail) {
-  if (!fd_) return;
+  if (ended_) return;
+  ended_ = true;
   bool opened = opened_;
   going_away_ = true;
   if (opened) {
@@ -319,10 +337,12 @@ void Tunnel::close(Reason reason, const std::string& detail) {
       });
     }
   }
-  (void)tls_.output().writeTo(fd_.get());  // as far as it goes: an alert, or the end just written
   phase_timer_.cancel();
-  worker_.loop.remove(fd_.get(), *this);
-  fd_.reset();
+  if (fd_) {
+    (void)tls_.output().writeTo(fd_.get());  // as far as it goes: an alert, or the end just written
+    worker_.loop.remove(fd_.get(), *this);
+    fd_.reset();
+  }
   dirty_hook_.unlink();
   closeStreams(reason == Reason::kNone ? Reason::kTunnelLost : reason, detail);
   onEnded(reason, detail, opened);

@@ -87,6 +87,10 @@ class Tunnel : public Pollable, public Disposable {
   void detach(StreamHandler& handler);
   // `n` bytes of the stream's data reached the application.
   void delivered(StreamHandler& handler, size_t n);
+  // Whether END_STREAM went out.
+  bool sentEnd(const StreamHandler& handler) const {
+    return nghttp2_session_get_stream_local_close(h2_, handler.stream_) == 1;
+  }
   size_t streams() const { return stream_count_; }
   // Client: opens a stream with a CONNECT request. False: the connection takes no more.
   bool submitConnect(StreamHandler& handler, const HeaderFields& fields);
@@ -108,7 +112,10 @@ class Tunnel : public Pollable, public Disposable {
  protected:
   Tunnel(Worker& worker, std::shared_ptr<Pod> pod, bool server);
 
+  // `connecting`: its connect() is in progress. Otherwise startTls() or watchEnd() follows.
   void adopt(Fd fd, bool connecting);
+  // Notices the end of a connection that is not read yet.
+  void watchEnd();
   // TLS on the connected socket. The phase timer bounds it.
   void startTls(std::shared_ptr<const TlsContext> context);
   void markDirty();
@@ -142,6 +149,7 @@ class Tunnel : public Pollable, public Disposable {
   void flushStage();
   void writeSocket();
   void wantWrite(bool want);
+  void watch(uint32_t events);
   void keepalive();
   void adaptWindow(StreamHandler& handler);
   void stalled(const char* detail);
@@ -154,7 +162,8 @@ class Tunnel : public Pollable, public Disposable {
   static constexpr size_t kOutputBound = 64u << 10;
 
   const bool server_;
-  bool connecting_ = false, writing_ = false, opened_ = false, pumping_ = false, fatal_ = false;
+  bool connecting_ = false, writing_ = false, opened_ = false, pumping_ = false, fatal_ = false,
+       ended_ = false, watched_ = false;
   bool credit_changed_ = false, flooded_ = false;
   Fd fd_;
   ListHook<Tunnel> dirty_hook_;

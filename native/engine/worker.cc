@@ -13,6 +13,8 @@
 #include <cstring>
 #include <system_error>
 
+#include "connect_headers.h"
+
 namespace ebbtide {
 namespace {
 
@@ -28,6 +30,7 @@ constexpr uint64_t kTrimIdleUs = 2'000'000;
 // A pod may hold this many times the descriptors that are free.
 constexpr uint32_t kPodShare = 3;
 constexpr size_t kKeptSlices = 64;
+constexpr size_t kMaxBaggage = 1024;
 // An application that took nothing for this long may be cut for the sake of others.
 constexpr uint64_t kStalledUs = 1'000'000;
 
@@ -76,9 +79,11 @@ void Worker::stop() {
 void Worker::run() {
   namespace_ = std::make_unique<ThreadNamespace>();
   loop.onFault([this](const char* where, const char* what) { shared_.events.onFault(where, what); });
+  bool again = false;
   while (!stopping_) {
-    loop.turn(-1);
-    if (!loop.guard("turn", nullptr, [this] { endTurn(); })) loop.post([] {});  // the rest with the next one
+    loop.turn(again ? 0 : -1);
+    // What an exception leaves over is done with the next turn.
+    again = !loop.guard("turn", nullptr, [this] { endTurn(); });
     loop.destroyDisposed();
   }
   closeAll();
@@ -343,14 +348,17 @@ std::shared_ptr<const TlsContext> Worker::tls(const Identity& identity) {
     }
     return nullptr;
   }
+  // Engine::setCertificate() read the same bundle, so only want of memory throws here.
   if (!found->second.context) {
-    try {
-      found->second.context = std::make_shared<TlsContext>(identity, *found->second.bundle);
-    } catch (const std::exception&) {
-      return nullptr;  // Engine::setCertificate() read the same bundle: only want of memory leads here
-    }
+    found->second.context = std::make_shared<TlsContext>(identity, *found->second.bundle);
   }
   return found->second.context;
+}
+
+const std::string& Worker::baggage(const WorkloadPtr& workload) {
+  if (auto found = baggage_.find(workload); found != baggage_.end()) return found->second;
+  if (baggage_.size() >= kMaxBaggage) baggage_.clear();  // old versions of workloads, mostly
+  return baggage_.emplace(workload, baggageOf(workload)).first->second;
 }
 
 DialResult Worker::dialFrom(const Pod& pod, const SocketAddress& to,

@@ -73,10 +73,12 @@ class Worker {
 
   void accept(Acceptor& acceptor, Fd fd);
   WorkloadPtr localWorkload(const Pod& pod) const;
-  // Null until the certificate is there; asks for it.
+  // Null until the certificate is there; asks for it. Throws for want of memory.
   std::shared_ptr<const TlsContext> tls(const Identity& identity);
   // Calls the waiter once when workloads or certificates change. It keeps its own deadline.
   void wait(Waiter& waiter) { waiters_.pushBack(waiter.waiter_hook_); }
+  // Of the `baggage` field; built once a version of the workload.
+  const std::string& baggage(const WorkloadPtr& workload);
   DialResult dialFrom(const Pod& pod, const SocketAddress& to, const std::optional<SocketAddress>& claim);
 
   // The descriptors of one connection, from its construction to its destruction.
@@ -153,6 +155,7 @@ class Worker {
   std::unordered_map<std::string, Certificate> certificates_;  // by SPIFFE URI
   std::unordered_map<std::string, uint64_t> asked_us_;         // certificate requests, to ask once a second
   std::unordered_map<Tunnel*, std::unique_ptr<Tunnel>> tunnels_;
+  std::unordered_map<WorkloadPtr, std::string> baggage_;
   List<Waiter> waiters_;
   std::vector<AccessRecord> records_;
   std::vector<std::unique_ptr<std::vector<iovec>>> free_slices_;
