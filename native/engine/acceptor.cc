@@ -16,14 +16,27 @@ constexpr uint64_t kPauseUs = 50'000;
 }  // namespace
 
 Acceptor::Acceptor(Worker& worker, PodPtr pod, Role role, Fd fd)
-    : worker_(worker), pod_(std::move(pod)), role_(role), fd_(std::move(fd)), pause_([this] {
-        worker_.loop.add(fd_.get(), EPOLLIN, this);
-      }) {
-  worker_.loop.add(fd_.get(), EPOLLIN, this);
+    : worker_(worker),
+      pod_(std::move(pod)),
+      role_(role),
+      handshakes_(role == Role::kHbone ? std::make_shared<Handshakes>(worker.handshakePlaces()) : nullptr),
+      fd_(std::move(fd)),
+      pause_([this] { worker_.loop.add(fd_.get(), EPOLLIN, *this); }, this) {
+  worker_.loop.add(fd_.get(), EPOLLIN, *this);
 }
 
 Acceptor::~Acceptor() {
-  worker_.loop.remove(fd_.get());
+  worker_.loop.remove(fd_.get(), *this);
+}
+
+void Acceptor::onFault(const char*) {
+  pause();
+}
+
+void Acceptor::pause() {
+  // Not only masked: a listener that is shut down reports EPOLLHUP whatever is asked.
+  worker_.loop.remove(fd_.get(), *this);
+  worker_.loop.arm(pause_, kPauseUs);
 }
 
 void Acceptor::onEvents(uint32_t) {
@@ -46,9 +59,7 @@ void Acceptor::onEvents(uint32_t) {
       case EBADF:
       case ENOTSOCK:
       case EOPNOTSUPP:
-        // Not only masked: a listener that is shut down reports EPOLLHUP whatever is asked.
-        worker_.loop.remove(fd_.get());
-        worker_.loop.arm(pause_, kPauseUs);
+        pause();
         return;
       default:
         continue;  // a connection that died in the backlog: the next one

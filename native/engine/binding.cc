@@ -85,6 +85,7 @@ void create(const Napi::CallbackInfo& info) {
   EngineConfig config = readOptions(info[0]);
   const Napi::Function on_access = readFunction(info[1], {nullptr, "onAccess", 0});
   const Napi::Function on_certificate = readFunction(info[2], {nullptr, "onCertificateNeeded", 0});
+  const Napi::Function on_fault = readFunction(info[3], {nullptr, "onFault", 0});
   Addon& addon = addonOf(info);
   if (addon.engine || running.load() != nullptr) {
     throw Napi::Error::New(env, "engine: this process has one already; stop it first");
@@ -93,7 +94,7 @@ void create(const Napi::CallbackInfo& info) {
   OPENSSL_init_ssl(0, nullptr);
   static const bool registered = std::atexit(stopAtExit) == 0;
   if (!registered) throw Napi::Error::New(env, "engine: cannot register the exit handler");
-  addon.events = std::make_unique<EventBridge>(env, on_access, on_certificate);
+  addon.events = std::make_unique<EventBridge>(env, on_access, on_certificate, on_fault);
   // Hooks run last come first, so this stops the workers before the event channel, which they call, is freed.
   napi_add_env_cleanup_hook(env, haltAtCleanup, &addon);
   addon.engine = std::make_unique<Engine>(std::move(config), *addon.events);
@@ -204,6 +205,7 @@ Napi::Value stats(const Napi::CallbackInfo& info) {
   object.Set("handshakeFailures", number(env, s.handshake_failures));
   object.Set("bufferedBytes", number(env, s.buffered_bytes));
   object.Set("accessRecordsDropped", number(env, s.access_records_dropped + dropped));
+  object.Set("faults", number(env, s.faults));
   return object;
 }
 

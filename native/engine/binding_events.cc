@@ -67,9 +67,9 @@ void writeRecord(napi_env env, napi_value array, uint32_t at, const AccessRecord
 }
 
 // An exception of the listener is the process's to handle, as if thrown from a timer.
-void call(Napi::Env env, const Napi::FunctionReference& function, napi_value argument) {
+void call(Napi::Env env, const Napi::FunctionReference& function, const std::vector<napi_value>& arguments) {
   try {
-    function.Call({argument});
+    function.Call(arguments);
   } catch (const Napi::Error& error) {
     napi_fatal_exception(env, error.Value());
   }
@@ -77,10 +77,12 @@ void call(Napi::Env env, const Napi::FunctionReference& function, napi_value arg
 
 }  // namespace
 
-EventBridge::EventBridge(Napi::Env env, Napi::Function on_access, Napi::Function on_certificate_needed)
+EventBridge::EventBridge(Napi::Env env, Napi::Function on_access, Napi::Function on_certificate_needed,
+                         Napi::Function on_fault)
     : env_(env),
       on_access_(Napi::Persistent(on_access)),
-      on_certificate_needed_(Napi::Persistent(on_certificate_needed)) {
+      on_certificate_needed_(Napi::Persistent(on_certificate_needed)),
+      on_fault_(Napi::Persistent(on_fault)) {
   const napi_value name = Napi::String::New(env, "ebbtide:engine");
   const napi_status status = napi_create_threadsafe_function(
       env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, &EventBridge::deliverThunk, &wakeup_);
@@ -110,6 +112,17 @@ void EventBridge::onCertificateNeeded(const std::string& identity) {
   wake();
 }
 
+void EventBridge::onFault(const char* where, const char* what) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (faults_++ == 0) {
+      snprintf(fault_where_, sizeof fault_where_, "%s", where);
+      snprintf(fault_what_, sizeof fault_what_, "%s", what);
+    }
+  }
+  wake();
+}
+
 void EventBridge::drained() {
   drained_.store(true);
   wake();
@@ -130,8 +143,15 @@ void EventBridge::deliver(Napi::Env env) {
   std::vector<AccessRecord> records;
   std::set<std::string> identities;
   bool more = false;
+  uint64_t faults = 0;
+  std::string where, what;
   {
     const std::lock_guard lock(mutex_);
+    if (faults_ > 0) {
+      where = fault_where_;
+      what = fault_what_;
+      faults = std::exchange(faults_, 0);
+    }
     identities.swap(identities_);
     if (records_.size() <= kRecordsPerTurn) {
       records.swap(records_);
@@ -143,7 +163,12 @@ void EventBridge::deliver(Napi::Env env) {
     }
   }
   if (more && wakeup_ != nullptr) wake();  // the rest after other events had their turn
-  for (const std::string& identity : identities) call(env, on_certificate_needed_, textValue(env, identity));
+  for (const std::string& identity : identities)
+    call(env, on_certificate_needed_, {textValue(env, identity)});
+  if (faults > 0) {
+    call(env, on_fault_,
+         {textValue(env, where), textValue(env, what), Napi::Number::New(env, static_cast<double>(faults))});
+  }
   if (!records.empty()) {
     napi_value array = nullptr;
     napi_create_array_with_length(env, records.size() * kFieldsPerRecord, &array);
@@ -151,7 +176,7 @@ void EventBridge::deliver(Napi::Env env) {
       const Napi::HandleScope record_scope(env);
       writeRecord(env, array, static_cast<uint32_t>(i) * kFieldsPerRecord, records[i]);
     }
-    call(env, on_access_, array);
+    call(env, on_access_, {array});
   }
   if (drained_.exchange(false)) resolveDrained();
 }

@@ -18,12 +18,15 @@ namespace ebbtide {
 class EventBridge final : public EngineEvents {
  public:
   // `on_access(array)` gets kFieldsPerRecord values for each record, in a row;
-  // `on_certificate_needed(identity)`.
-  EventBridge(Napi::Env env, Napi::Function on_access, Napi::Function on_certificate_needed);
+  // `on_certificate_needed(identity)`; `on_fault(where, what, count)`, `count` since the last call, which the
+  // first two describe.
+  EventBridge(Napi::Env env, Napi::Function on_access, Napi::Function on_certificate_needed,
+              Napi::Function on_fault);
   ~EventBridge() override { close(); }
 
   void onAccess(std::vector<AccessRecord> records) override;
   void onCertificateNeeded(const std::string& identity) override;
+  void onFault(const char* where, const char* what) override;
   // Any thread: resolves what drain() promised.
   void drained();
 
@@ -49,13 +52,16 @@ class EventBridge final : public EngineEvents {
 
   Napi::Env env_;
   napi_threadsafe_function wakeup_ = nullptr;
-  Napi::FunctionReference on_access_, on_certificate_needed_;
+  Napi::FunctionReference on_access_, on_certificate_needed_, on_fault_;
   std::vector<Napi::Promise::Deferred> waiting_;
   std::atomic<bool> scheduled_{false}, drained_{false};
   std::atomic<uint64_t> dropped_{0};
-  std::mutex mutex_;  // guards the two below
+  std::mutex mutex_;  // guards those below
   std::vector<AccessRecord> records_;
   std::set<std::string> identities_;
+  uint64_t faults_ = 0;
+  // In place: memory may be what was short.
+  char fault_where_[32] = "", fault_what_[200] = "";
 };
 
 }  // namespace ebbtide

@@ -27,7 +27,6 @@ struct ByteQueue::Chunk {
 
 void ByteQueue::append(const void* data, size_t n) {
   auto* bytes = static_cast<const uint8_t*>(data);
-  size_ += n;
   while (n > 0) {
     if (tail_ == nullptr || tail_->end == Chunk::kCapacity) {
       auto* chunk = new Chunk;
@@ -38,9 +37,16 @@ void ByteQueue::append(const void* data, size_t n) {
     size_t part = std::min<size_t>(n, Chunk::kCapacity - tail_->end);
     std::memcpy(tail_->data + tail_->end, bytes, part);
     tail_->end += static_cast<uint32_t>(part);
+    size_ += part;
     bytes += part;
     n -= part;
   }
+}
+
+bool ByteQueue::takes(size_t n) const {
+  size_t room = tail_ == nullptr ? 0 : Chunk::kCapacity - tail_->end;
+  if (n <= room) return true;
+  return !budget_.spent((n - room + Chunk::kCapacity - 1) / Chunk::kCapacity * sizeof(Chunk));
 }
 
 int ByteQueue::peek(iovec* vectors, int max) const {

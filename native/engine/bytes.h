@@ -21,13 +21,14 @@ constexpr size_t kReceiveBytes = 128u << 10;
 // One TLS record's plaintext.
 constexpr size_t kRecordBytes = 16u << 10;
 
-// Bytes waiting for slow applications: of the whole process, or of one pod within it. A pod is held back at
-// its share, and once the whole is used up only those pods that hold much of it: who stalls does not stop
-// others.
+// Bytes waiting for slow applications: of the whole process, or of one pod within it, which gets a quarter.
+// In three steps: pressed, windows shrink; exceeded, connections whose application does not read are cut when
+// others have to wait (of the pods that hold much: who stalls does not stop others); spent, nothing more is
+// taken. So five quarters of the cap is what is held at most.
 class BufferBudget {
  public:
-  static constexpr uint64_t kCap = 256u << 20, kPodCap = 64u << 20, kPodFloor = 2u << 20;
-  explicit BufferBudget(BufferBudget* whole = nullptr) : whole_(whole) {}
+  explicit BufferBudget(uint64_t cap) : cap_(cap) {}
+  explicit BufferBudget(BufferBudget& whole) : whole_(&whole), cap_(whole.cap_ / 4) {}
   void add(size_t n) {
     used_.fetch_add(n, std::memory_order_relaxed);
     if (whole_ != nullptr) whole_->add(n);
@@ -37,13 +38,23 @@ class BufferBudget {
     if (whole_ != nullptr) whole_->subtract(n);
   }
   uint64_t used() const { return used_.load(std::memory_order_relaxed); }
-  bool exceeded() const {
-    if (whole_ == nullptr) return used() > kCap;
-    return used() > kPodCap || (whole_->exceeded() && used() > kPodFloor);
-  }
+  uint64_t cap() const { return cap_; }
+  uint64_t bound() const { return cap_ / 4 * 5; }
+  bool pressed() const { return above(2); }
+  bool exceeded() const { return above(1); }
+  // The process's, also when this pod has no part in it.
+  bool wholeExceeded() const { return whole_ != nullptr && whole_->exceeded(); }
+  // Whether `n` further bytes have no place.
+  bool spent(size_t n) const { return used() + n > bound() || (whole_ != nullptr && whole_->spent(n)); }
 
  private:
-  BufferBudget* const whole_;
+  // Whether it holds more than a part of its cap; or the whole does, and this pod not just a little.
+  bool above(uint64_t part) const {
+    if (used() > cap_ / part) return true;
+    return whole_ != nullptr && whole_->used() > whole_->cap_ / part && used() > cap_ / 32;
+  }
+  BufferBudget* const whole_ = nullptr;
+  const uint64_t cap_;
   std::atomic<uint64_t> used_{0};
 };
 
@@ -79,6 +90,8 @@ class ByteQueue {
   ByteQueue& operator=(const ByteQueue&) = delete;
 
   void append(const void* data, size_t n);
+  // Whether there is room for `n` more bytes in the budget.
+  bool takes(size_t n) const;
   size_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
   // Fills at most `max` vectors with what is at the front; returns how many.

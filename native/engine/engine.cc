@@ -134,7 +134,7 @@ void Engine::addPod(LocalPod local) {
   for (size_t i = 0; i < impl_->workers.size(); i++) {
     Worker* worker = impl_->workers[i].get();
     auto set = std::make_shared<PodListeners>(std::move(listeners[i]));
-    worker->post([worker, pod, set] { worker->addPod(pod, std::move(*set)); });
+    worker->post([worker, pod, set] { worker->addPod(pod, *set); });
   }
 }
 
@@ -188,6 +188,7 @@ EngineStats Engine::stats() const {
     total.handshakes += one.handshakes.load(std::memory_order_relaxed);
     total.handshake_failures += one.handshake_failures.load(std::memory_order_relaxed);
     total.access_records_dropped += one.access_records_dropped.load(std::memory_order_relaxed);
+    total.faults += worker->loop.faults();
   }
   total.buffered_bytes = impl_->shared.budget.used();
   return total;

@@ -23,7 +23,8 @@ struct EngineConfig {
   uint32_t connection_window = 16u << 20;  // HTTP2_CONNECTION_WINDOW_SIZE
   uint32_t frame_size = 1u << 20;          // HTTP2_FRAME_SIZE
   unsigned max_streams_per_connection = 100;
-  uint32_t max_descriptors = 0;  // for connections of all pods; 0: nine tenths of RLIMIT_NOFILE
+  uint64_t max_buffered = 256u << 20;  // bytes for slow applications, see BufferBudget
+  uint32_t max_descriptors = 0;        // for connections of all pods; 0: nine tenths of RLIMIT_NOFILE
   std::chrono::milliseconds pool_idle{300'000};
   std::chrono::milliseconds connect_timeout{10'000};
   std::chrono::milliseconds tls_timeout{10'000};
@@ -73,6 +74,9 @@ struct ConnectionInfo {
 struct EngineStats {
   uint64_t open_connections = 0, hbone_connections = 0, handshakes = 0, handshake_failures = 0;
   uint64_t buffered_bytes = 0, access_records_dropped = 0;
+  // Exceptions, and descriptors that the kernel refused to watch: each ended a connection or one attempt of a
+  // task.
+  uint64_t faults = 0;
 };
 
 class EngineEvents {
@@ -82,6 +86,9 @@ class EngineEvents {
   virtual void onAccess(std::vector<AccessRecord> records) = 0;
   // Any worker thread. A connection waits for this identity's certificate (SPIFFE URI).
   virtual void onCertificateNeeded(const std::string& identity) = 0;
+  // Any worker thread. Something failed inside and was contained: `where` names the kind of work, `what` the
+  // error. May come at any rate.
+  virtual void onFault(const char* where, const char* what) = 0;
 };
 
 class Engine {

@@ -48,8 +48,8 @@ Flow::~Flow() {
 }
 
 void Flow::establish() {
-  record_.established = true;
   series_ = worker_.traffic.series(labelsOf(record_, mutual_tls_));
+  record_.established = true;
   bump(series_->opened, 1);
 }
 
@@ -69,22 +69,34 @@ void Flow::cut(Reason reason, const std::string& detail) {
   finish(reason, detail);
 }
 
+void Flow::onFault(const char* what) {
+  std::string detail;
+  try {
+    detail = what;
+  } catch (const std::bad_alloc&) {  // then without
+  }
+  cut(Reason::kInternal, detail);
+}
+
+// Nothing in here may leave a flow half finished.
 void Flow::finish(Reason reason, const std::string& detail) {
   if (finished_) return;
   finished_ = true;
-  worker_.stats.open_connections.fetch_sub(1, std::memory_order_relaxed);
-  record_.reason = reason;
-  record_.detail = detail;
-  record_.duration_us = monotonicUs() - started_us_;
-  if (record_.established) {
-    bump(series_->closed, 1);
-  } else {
-    auto labels = labelsOf(record_, mutual_tls_);
-    labels.reason = reason;
-    bump(worker_.traffic.series(labels)->failed, 1);
-  }
-  worker_.record(std::move(record_));
   hook_.unlink();
+  worker_.stats.open_connections.fetch_sub(1, std::memory_order_relaxed);
+  worker_.loop.guard("record", nullptr, [&] {
+    record_.reason = reason;
+    record_.duration_us = monotonicUs() - started_us_;
+    record_.detail = detail;
+    if (record_.established) {
+      bump(series_->closed, 1);
+    } else {
+      auto labels = labelsOf(record_, mutual_tls_);
+      labels.reason = reason;
+      bump(worker_.traffic.series(labels)->failed, 1);
+    }
+  });
+  worker_.record(std::move(record_));
   worker_.flowEnded();
   worker_.loop.dispose(std::unique_ptr<Disposable>(this));
 }

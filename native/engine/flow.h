@@ -15,7 +15,7 @@ namespace ebbtide {
 
 class Worker;
 
-class Flow : public Disposable, public RelayOwner {
+class Flow : public Disposable, public Faultable, public RelayOwner {
  public:
   ~Flow() override;
 
@@ -29,6 +29,8 @@ class Flow : public Disposable, public RelayOwner {
   void fromApplication(size_t n) override;
   void toApplication(size_t n) override;
   void onRelayEnded(Reason reason, const std::string& detail) override { finish(reason, detail); }
+  void onFault(const char* what) override;
+  Faultable& faultable() override { return *this; }
 
  protected:
   // `descriptors`: how many it holds for now.

@@ -11,15 +11,17 @@ namespace ebbtide {
 InboundFlow::InboundFlow(Worker& worker, PodPtr pod, uint32_t descriptors)
     : Flow(worker, std::move(pod), true, descriptors),
       application_(worker, *this, pod_->budget),
-      timer_([this] {
-        if (record_.destination_workload) {
-          application_.close(true);
-          onApplication(ETIMEDOUT);
-        } else {
-          cut(Reason::kUnknownLocalWorkload,
-              pod_->ns + "/" + pod_->name + " is not known to the control plane");
-        }
-      }) {}
+      timer_(
+          [this] {
+            if (record_.destination_workload) {
+              application_.close(true);
+              onApplication(ETIMEDOUT);
+            } else {
+              cut(Reason::kUnknownLocalWorkload,
+                  pod_->ns + "/" + pod_->name + " is not known to the control plane");
+            }
+          },
+          this) {}
 
 bool InboundFlow::authorize(Reason& reason, std::string& detail) {
   AuthorizationQuery query{peer_, record_.source.ip, record_.destination, record_.destination_workload};

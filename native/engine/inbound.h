@@ -7,6 +7,7 @@
 #include <string>
 
 #include "flow.h"
+#include "handshakes.h"
 #include "tunnel.h"
 #include "waiter.h"
 
@@ -15,7 +16,7 @@ namespace ebbtide {
 // One HBONE connection to a pod of this node.
 class ServerTunnel final : public Tunnel, private Waiter {
  public:
-  ServerTunnel(Worker& worker, PodPtr pod);
+  ServerTunnel(Worker& worker, PodPtr pod, std::shared_ptr<Handshakes> handshakes);
   void begin(Fd fd);
   // GOAWAY now, the final one shortly after; streams that are open go on.
   void drain();
@@ -26,6 +27,7 @@ class ServerTunnel final : public Tunnel, private Waiter {
 
  private:
   void onLocalChange() override { prepare(); }
+  Faultable& faultable() override { return *this; }
   void onConnected(int) override {}
   void onOpen() override { endHandshake(); }
   void onRequest(int32_t stream) override;
@@ -35,10 +37,12 @@ class ServerTunnel final : public Tunnel, private Waiter {
 
   SocketAddress client_, local_;
   WorkloadPtr workload_;
-  Timer local_timer_, goaway_timer_;
-  void endHandshake();
+  void endHandshake() { handshakes_->leave(place_); }
 
-  bool draining_ = false, final_goaway_sent_ = false, shaking_hands_ = true;
+  Timer local_timer_, goaway_timer_;
+  std::shared_ptr<Handshakes> handshakes_;
+  Handshakes::Place place_;
+  bool draining_ = false, final_goaway_sent_ = false;
   uint64_t started_us_;
 };
 
@@ -56,6 +60,7 @@ class InboundFlow : public Flow, protected SocketEnd::User {
   void dialApplication(const SocketAddress& to, const std::optional<SocketAddress>& claim);
   virtual void onApplication(int error) = 0;
   void onConnected(SocketEnd& end, int error) override;
+  void onUnusable(SocketEnd&, const char* what) override { onFault(what); }
 
   SocketEnd application_;
   std::optional<Identity> peer_;
@@ -96,6 +101,7 @@ class InboundPlainFlow final : public InboundFlow, private Waiter {
   void onLocalChange() override {
     if (!finished()) resolve();
   }
+  Faultable& faultable() override { return *this; }
   void onApplication(int error) override;
   void onBroken(SocketEnd& end, int error) override;
   void closeSides() override;

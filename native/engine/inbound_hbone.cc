@@ -17,25 +17,21 @@ constexpr uint64_t kGoawayGraceUs = 200'000;
 
 }  // namespace
 
-ServerTunnel::ServerTunnel(Worker& worker, PodPtr pod)
+ServerTunnel::ServerTunnel(Worker& worker, PodPtr pod, std::shared_ptr<Handshakes> handshakes)
     : Tunnel(worker, std::move(pod), true),
-      local_timer_([this] { onLocalTimeout(); }),
-      goaway_timer_([this] {
-        nghttp2_submit_goaway(h2_, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(h2_),
-                              NGHTTP2_NO_ERROR, nullptr, 0);
-        final_goaway_sent_ = true;
-        going_away_ = true;
-        markDirty();
-      }),
-      started_us_(worker.loop.nowUs()) {
-  pod_->handshakes.fetch_add(1, std::memory_order_relaxed);
-}
-
-void ServerTunnel::endHandshake() {
-  if (!shaking_hands_) return;
-  shaking_hands_ = false;
-  pod_->handshakes.fetch_sub(1, std::memory_order_relaxed);
-}
+      local_timer_([this] { onLocalTimeout(); }, this),
+      goaway_timer_(
+          [this] {
+            nghttp2_submit_goaway(h2_, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(h2_),
+                                  NGHTTP2_NO_ERROR, nullptr, 0);
+            final_goaway_sent_ = true;
+            going_away_ = true;
+            markDirty();
+          },
+          this),
+      handshakes_(std::move(handshakes)),
+      place_(this),
+      started_us_(worker.loop.nowUs()) {}
 
 void ServerTunnel::begin(Fd fd) {
   auto client = peerAddress(fd.get());
@@ -47,6 +43,10 @@ void ServerTunnel::begin(Fd fd) {
     close(Reason::kInternal, "the connection's addresses cannot be read");
     return;
   }
+  while (ServerTunnel* oldest = handshakes_->crowded(client_.ip)) {
+    oldest->close(Reason::kTooManyConnections, "too many unfinished handshakes: this was the oldest");
+  }
+  handshakes_->enter(place_, client_.ip);
   worker_.loop.arm(local_timer_, worker_.localTimeoutUs());
   prepare();
 }
@@ -56,6 +56,7 @@ void ServerTunnel::prepare() {
   workload_ = worker_.localWorkload(*pod_);
   auto context = workload_ ? worker_.tls(workload_->identity()) : nullptr;
   if (!context) {
+    watchEnd();
     worker_.wait(*this);
     return;
   }
@@ -94,16 +95,18 @@ void ServerTunnel::onEnded(Reason reason, const std::string& detail, bool opened
   endHandshake();
   if (!opened && reason != Reason::kNone) {
     worker_.stats.handshake_failures.fetch_add(1, std::memory_order_relaxed);
-    AccessRecord record;
-    record.inbound = true;
-    record.reason = reason;
-    record.detail = detail;
-    record.source = client_;
-    record.destination = local_;
-    record.destination_workload = workload_;
-    record.source_workload = worker_.state().workloadByIp(client_.ip);
-    record.duration_us = worker_.loop.nowUs() - started_us_;
-    worker_.recordFailure(std::move(record));
+    worker_.loop.guard("record", nullptr, [&] {
+      AccessRecord record;
+      record.inbound = true;
+      record.reason = reason;
+      record.detail = detail;
+      record.source = client_;
+      record.destination = local_;
+      record.destination_workload = workload_;
+      record.source_workload = worker_.state().workloadByIp(client_.ip);
+      record.duration_us = worker_.loop.nowUs() - started_us_;
+      worker_.recordFailure(std::move(record));
+    });
   }
   worker_.disown(*this);
 }
@@ -210,7 +213,7 @@ void InboundStreamFlow::onApplication(int error) {
       return;
     }
   }
-  std::string baggage = baggageOf(record_.destination_workload);
+  const std::string& baggage = worker_.baggage(record_.destination_workload);
   HeaderFields fields = {{":status", "200"}};
   if (!baggage.empty()) fields.emplace_back("baggage", baggage);
   relay_.tunnel()->submitAnswer(relay_, fields, false);

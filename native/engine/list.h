@@ -45,6 +45,14 @@ class List {
     if (first != nullptr) root_.next_->unlink();
     return first;
   }
+  // The first that fits; null when none does.
+  template <typename F>
+  T* find(F fits) const {
+    for (auto* hook = root_.next_; hook != &root_; hook = hook->next_) {
+      if (fits(*hook->self_)) return hook->self_;
+    }
+    return nullptr;
+  }
   // Moves all members to the end of `other`.
   void moveTo(List& other) {
     if (empty()) return;

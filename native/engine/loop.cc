@@ -23,9 +23,22 @@ void Timer::cancel() {
   if (loop_ != nullptr) loop_->erase(*this);
 }
 
-Loop::Loop() : epoll_(epoll_create1(EPOLL_CLOEXEC)), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
-  if (!epoll_ || !wake_) throw std::runtime_error(std::string("epoll or eventfd: ") + std::strerror(errno));
-  add(wake_.get(), EPOLLIN, nullptr);
+namespace {
+
+constexpr uint64_t kTryAgainUs = 50'000;
+constexpr unsigned kTaskTries = 10;
+
+}  // namespace
+
+Loop::Loop()
+    : epoll_(epoll_create1(EPOLL_CLOEXEC)),
+      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      pending_timer_([this] { runPending(); }) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  if (!epoll_ || !wake_ || epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) != 0) {
+    throw std::runtime_error(std::string("epoll or eventfd: ") + std::strerror(errno));
+  }
   now_us_ = monotonicUs();
 }
 
@@ -42,6 +55,7 @@ void Loop::turn(int max_wait_ms) {
     int until = due <= now ? 0 : static_cast<int>(std::min<uint64_t>((due - now + 999) / 1000, 60'000));
     wait = wait < 0 ? until : std::min(wait, until);
   }
+  if (!faulted_.empty()) wait = wait < 0 ? 1 : std::min(wait, 1);
   epoll_event events[128];
   int count = epoll_wait(epoll_.get(), events, 128, wait);
   now_us_ = monotonicUs();
@@ -51,41 +65,76 @@ void Loop::turn(int max_wait_ms) {
       mail = true;
     } else {
       auto* target = static_cast<Pollable*>(events[i].data.ptr);
-      try {
-        target->onEvents(events[i].events);
-      } catch (const std::exception&) {
-        target->onFault();  // one connection's end instead of the process's
-      }
+      guard("connection", target, [&] { target->onEvents(events[i].events); });
     }
   }
   if (mail) runMailbox();
   fireTimers();
+  endFaulted();
 }
 
-void Loop::add(int fd, uint32_t events, Pollable* target) {
+void Loop::add(int fd, uint32_t events, Pollable& target) {
+  control(EPOLL_CTL_ADD, fd, events, target);
+}
+
+void Loop::modify(int fd, uint32_t events, Pollable& target) {
+  control(EPOLL_CTL_MOD, fd, events, target);
+}
+
+// Fails for want of memory or of watches. The callers are in the midst of things, so it is told later.
+void Loop::control(int operation, int fd, uint32_t events, Pollable& target) {
   epoll_event event{};
   event.events = events;
-  event.data.ptr = target;
-  // Fails only for want of memory or watches; the connection's timers then end it.
-  (void)epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
+  event.data.ptr = &target;
+  if (epoll_ctl(epoll_.get(), operation, fd, &event) == 0) return;
+  target.watch_error_ = errno;
+  faulted_.pushBack(target.fault_hook_);
 }
 
-void Loop::modify(int fd, uint32_t events, Pollable* target) {
-  epoll_event event{};
-  event.events = events;
-  event.data.ptr = target;
-  (void)epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event);
-}
-
-void Loop::remove(int fd) {
+void Loop::remove(int fd, Pollable& target) {
+  target.fault_hook_.unlink();
+  target.watch_error_ = 0;
   (void)epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+}
+
+void Loop::fault(const char* where, Faultable* owner, const char* what) noexcept {
+  faults_.fetch_add(1, std::memory_order_relaxed);
+  try {
+    if (told_) told_(where, what);
+  } catch (...) {  // it is counted
+  }
+  if (owner == nullptr) return;
+  try {
+    owner->onFault(what);
+  } catch (...) {
+    faulted_.pushBack(owner->fault_hook_);
+  }
+}
+
+void Loop::endFaulted() noexcept {
+  List<Faultable> all;
+  faulted_.moveTo(all);
+  while (Faultable* one = all.popFront()) {
+    char text[96] = "std::bad_alloc";
+    if (one->watch_error_ != 0) {
+      snprintf(text, sizeof text, "the kernel does not watch the connection: %s",
+               strerrordesc_np(one->watch_error_));
+      one->watch_error_ = 0;
+    }
+    fault("watch", one, text);
+  }
+}
+
+void Loop::dispose(std::unique_ptr<Disposable> object) noexcept {
+  object->next_disposed_ = disposed_;
+  disposed_ = object.release();
 }
 
 void Loop::destroyDisposed() {
   // A destructor may dispose of more.
-  while (!disposed_.empty()) {
-    auto batch = std::move(disposed_);
-    disposed_.clear();
+  while (disposed_ != nullptr) {
+    std::unique_ptr<Disposable> first(disposed_);
+    disposed_ = first->next_disposed_;
   }
 }
 
@@ -105,17 +154,29 @@ void Loop::closeMailbox() {
   std::lock_guard lock(mutex_);
   mailbox_closed_ = true;
   mailbox_.clear();
+  pending_.clear();
 }
 
 void Loop::runMailbox() {
   uint64_t count = 0;
   (void)!read(wake_.get(), &count, sizeof count);
-  std::vector<std::function<void()>> tasks;
   {
     std::lock_guard lock(mutex_);
-    tasks.swap(mailbox_);
+    pending_.splice(pending_.end(), mailbox_);
   }
-  for (auto& task : tasks) task();
+  runPending();
+}
+
+// In their order, which removing a pod and adding it again depends on.
+void Loop::runPending() {
+  while (!pending_.empty()) {
+    if (!guard("task", nullptr, pending_.front()) && ++pending_failures_ < kTaskTries) {
+      arm(pending_timer_, kTryAgainUs);
+      return;
+    }
+    pending_failures_ = 0;
+    pending_.pop_front();
+  }
 }
 
 void Loop::arm(Timer& timer, uint64_t delay_us) {
@@ -131,7 +192,9 @@ void Loop::fireTimers() {
   while (!heap_.empty() && heap_.front()->deadline_us_ <= now_us_) {
     Timer* timer = heap_.front();
     erase(*timer);
-    timer->fire_();
+    Faultable* owner = timer->owner_;
+    // Erasing left room in the heap, so that arming one timer cannot fail; and who has no owner is not gone.
+    if (!guard("timer", owner, timer->fire_) && owner == nullptr && !timer->armed()) arm(*timer, kTryAgainUs);
   }
 }
 

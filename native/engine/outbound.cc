@@ -24,7 +24,7 @@ OutboundFlow::OutboundFlow(Worker& worker, PodPtr pod, Fd application)
     : Flow(worker, std::move(pod), false, 1),
       application_(worker, *this, pod_->budget),
       next_hop_(worker, *this, pod_->budget),
-      timer_([this] { onTimer(); }) {
+      timer_([this] { onTimer(); }, this) {
   application_.adopt(std::move(application), false);
 }
 
@@ -140,7 +140,7 @@ void OutboundFlow::onPoolReady(Tunnel& tunnel) {
   worker_.randomBytes(random, sizeof random);
   std::string trace = traceparentOf(random);
   record_.trace_id = traceIdOf(trace);
-  std::string baggage = baggageOf(record_.source_workload);
+  const std::string& baggage = worker_.baggage(record_.source_workload);
   std::string forwarded = forwardedOf(record_.source, record_.service);
   stream_ = std::make_unique<StreamRelay>(worker_, *this, application_);
   stream_->bind(&tunnel);

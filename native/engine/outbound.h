@@ -21,6 +21,8 @@ class OutboundFlow final : public Flow, private SocketEnd::User, private PoolWai
   void onLocalChange() override {
     if (!finished()) resolve();
   }
+  Faultable& faultable() override { return *this; }
+  void onUnusable(SocketEnd&, const char* what) override { onFault(what); }
   void onConnected(SocketEnd& end, int error) override;
   void onBroken(SocketEnd& end, int error) override;
   void onPoolReady(Tunnel& tunnel) override;

@@ -10,16 +10,15 @@
 namespace ebbtide {
 
 struct Pod {
-  explicit Pod(BufferBudget& whole) : budget(&whole) {}
+  explicit Pod(BufferBudget& whole) : budget(whole) {}
 
   std::string uid, name, ns, service_account;
   Fd netns;
   // The capture program rewrites binds, so a dial may claim the client's port; without it only its address.
   bool claims = false;
-  // What this pod's connections hold, of all workers: bytes for slow applications, descriptors, and
-  // connections to its HBONE port that have not proved who they are.
+  // What this pod's connections hold, of all workers: bytes for slow applications, and descriptors.
   BufferBudget budget;
-  std::atomic<uint32_t> descriptors{0}, handshakes{0};
+  std::atomic<uint32_t> descriptors{0};
 };
 
 using PodPtr = std::shared_ptr<Pod>;

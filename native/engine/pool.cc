@@ -19,12 +19,16 @@ Reason connectReason(int error) {
 
 }  // namespace
 
-std::string PoolTarget::key() const {
-  std::string text = pod->uid;
-  // The TLS context stands for the source's identity and the version of its certificate.
-  text += '|' + std::to_string(reinterpret_cast<uintptr_t>(tls.get())) + '|' + next_hop.toString();
-  for (auto& identity : expected_identities) text += '|' + identity;
-  return text;
+// Pod, next hop and TLS context (a source's identity and the version of its certificate) tell nearly all
+// apart.
+size_t PoolTargetHash::operator()(const PoolTarget& target) const noexcept {
+  size_t hash = std::hash<const void*>{}(target.pod.get());
+  const auto mix = [&hash](size_t value) { hash = (hash ^ value) * 0x9e3779b97f4a7c15u + (hash >> 29); };
+  mix(std::hash<const void*>{}(target.tls.get()));
+  const auto& ip = target.next_hop.ip.bytes;
+  mix(std::hash<std::string_view>{}({reinterpret_cast<const char*>(ip.data()), ip.size()}));
+  mix(target.next_hop.port);
+  return hash;
 }
 
 void PoolWaiter::leavePool() {
@@ -35,10 +39,11 @@ void PoolWaiter::leavePool() {
 }
 
 void ClientPool::acquire(const PoolTarget& target, PoolWaiter& waiter) {
-  std::string key = target.key();
-  auto& group = groups_[key];
-  if (!group) group = std::make_shared<PoolGroup>(worker_, target, key);
-  auto keep = group;  // serve() may end the group
+  auto found = groups_.find(target);
+  if (found == groups_.end()) {
+    found = groups_.emplace(target, std::make_shared<PoolGroup>(worker_, target)).first;
+  }
+  auto keep = found->second;  // serve() may end the group
   keep->queue.pushBack(waiter.pool_hook_);
   keep->queued++;
   waiter.group_ = keep.get();
@@ -51,7 +56,7 @@ void ClientPool::retireIdentity(const Identity& identity) {
     if (group->target.tls->identity() == identity)
       old.insert(old.end(), group->open.begin(), group->open.end());
   }
-  for (auto* tunnel : old) tunnel->retire();
+  for (auto* tunnel : old) worker_.loop.guard("tunnel", tunnel, [tunnel] { tunnel->retire(); });
 }
 
 void PoolGroup::serve() {
@@ -63,16 +68,23 @@ void PoolGroup::serve() {
     }
     PoolWaiter* waiter = queue.front();
     waiter->leavePool();
-    waiter->onPoolReady(*tunnel);
+    worker.loop.guard("connection", &waiter->faultable(), [&] { waiter->onPoolReady(*tunnel); });
     if (i < open.size() && open[i] != tunnel) i = 0;  // the list changed under us
   }
   size_t each = std::min<size_t>(worker.config().max_streams_per_connection, kAssumedPeerStreams);
   // One connection at a time a key, and further ones only when more wait than the coming ones will hold.
   if (queued > connecting * each) {
-    auto tunnel = std::make_unique<ClientTunnel>(worker, shared_from_this());
-    ClientTunnel* started = tunnel.get();
-    worker.own(std::move(tunnel));
-    started->connect();
+    ClientTunnel* started = nullptr;
+    bool made = worker.loop.guard("tunnel", nullptr, [&] {
+      auto tunnel = std::make_unique<ClientTunnel>(worker, shared_from_this());
+      started = tunnel.get();
+      worker.own(std::move(tunnel));
+    });
+    if (made) {
+      worker.loop.guard("tunnel", started, [started] { started->connect(); });
+    } else {
+      fail(Reason::kInternal, "out of memory", 0);
+    }
   }
 }
 
@@ -85,17 +97,22 @@ void PoolGroup::fail(Reason reason, const std::string& detail, int error) {
     PoolWaiter* waiter = queue.front();
     if (waiter == nullptr) break;
     waiter->leavePool();
-    waiter->onPoolFailed(reason, detail, error);
+    worker.loop.guard("connection", &waiter->faultable(),
+                      [&] { waiter->onPoolFailed(reason, detail, error); });
   }
 }
 
 ClientTunnel::ClientTunnel(Worker& worker, std::shared_ptr<PoolGroup> group)
     : Tunnel(worker, group->target.pod, false),
       group_(std::move(group)),
-      idle_timer_([this] { retire(); }),
-      serve_timer_([this] { group_->serve(); }) {
+      idle_timer_([this] { retire(); }, this),
+      serve_timer_([this] { group_->serve(); }, this) {
   group_->connecting++;
   counted_connecting_ = true;
+}
+
+ClientTunnel::~ClientTunnel() {
+  if (counted_connecting_) group_->connecting--;  // it never began
 }
 
 void ClientTunnel::connect() {
@@ -110,11 +127,7 @@ void ClientTunnel::connect() {
 void ClientTunnel::failConnect(int error) {
   connect_error_ = error;
   std::string detail = "connect to " + group_->target.next_hop.toString() + ": " + std::strerror(error);
-  if (closed()) {
-    onEnded(connectReason(error), detail, false);  // there was no socket
-  } else {
-    close(connectReason(error), detail);
-  }
+  close(connectReason(error), detail);
 }
 
 void ClientTunnel::onConnected(int error) {
@@ -169,7 +182,7 @@ void ClientTunnel::leaveGroup() {
   if (group_->queued > 0) {
     group_->serve();
   } else if (group_->open.empty() && group_->connecting == 0) {
-    worker_.pool.forget(group_->key);
+    worker_.pool.forget(group_->target);
   }
 }
 
@@ -183,7 +196,7 @@ void ClientTunnel::onEnded(Reason reason, const std::string& detail, bool opened
       if (connect_error_ == 0) worker_.stats.handshake_failures.fetch_add(1, std::memory_order_relaxed);
       group_->fail(reason, detail, connect_error_);
       if (group_->queued == 0 && group_->open.empty() && group_->connecting == 0)
-        worker_.pool.forget(group_->key);
+        worker_.pool.forget(group_->target);
     }
   }
   leaveGroup();

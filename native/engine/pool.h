@@ -22,7 +22,11 @@ struct PoolTarget {
   SocketAddress next_hop;
   std::vector<std::string> expected_identities;
 
-  std::string key() const;
+  bool operator==(const PoolTarget&) const = default;
+};
+
+struct PoolTargetHash {
+  size_t operator()(const PoolTarget& target) const noexcept;
 };
 
 // A stream that wants a connection.
@@ -32,6 +36,8 @@ class PoolWaiter {
   virtual void onPoolReady(Tunnel& tunnel) = 0;
   // The connection could not be had; `error` is connect()'s errno or 0.
   virtual void onPoolFailed(Reason reason, const std::string& detail, int error) = 0;
+  // Whom an exception of the two ends.
+  virtual Faultable& faultable() = 0;
 
  protected:
   PoolWaiter() : pool_hook_(this) {}
@@ -49,14 +55,12 @@ class ClientTunnel;
 
 // Connections of one target and the streams that wait for one.
 struct PoolGroup : std::enable_shared_from_this<PoolGroup> {
-  PoolGroup(Worker& worker, PoolTarget target, std::string key)
-      : worker(worker), target(std::move(target)), key(std::move(key)) {}
+  PoolGroup(Worker& worker, PoolTarget target) : worker(worker), target(std::move(target)) {}
   void serve();
   void fail(Reason reason, const std::string& detail, int error);
 
   Worker& worker;
   const PoolTarget target;
-  const std::string key;
   std::vector<ClientTunnel*> open;
   unsigned connecting = 0;
   List<PoolWaiter> queue;
@@ -66,6 +70,7 @@ struct PoolGroup : std::enable_shared_from_this<PoolGroup> {
 class ClientTunnel final : public Tunnel {
  public:
   ClientTunnel(Worker& worker, std::shared_ptr<PoolGroup> group);
+  ~ClientTunnel() override;
   void connect();
   // Streams that may still be opened.
   size_t capacity() const;
@@ -95,11 +100,11 @@ class ClientPool {
   void acquire(const PoolTarget& target, PoolWaiter& waiter);
   // Connections whose certificate was replaced take no new streams.
   void retireIdentity(const Identity& identity);
-  void forget(const std::string& key) { groups_.erase(key); }
+  void forget(const PoolTarget& target) { groups_.erase(target); }
 
  private:
   Worker& worker_;
-  std::unordered_map<std::string, std::shared_ptr<PoolGroup>> groups_;
+  std::unordered_map<PoolTarget, std::shared_ptr<PoolGroup>, PoolTargetHash> groups_;
 };
 
 }  // namespace ebbtide

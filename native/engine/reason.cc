@@ -76,6 +76,9 @@ constexpr std::array<Words, kReasons> kWords = {{
      "the pod holds its share of this proxy's connections; look for a client that opens too many, or raise "
      "the "
      "proxy's limit of open files"},
+    {Reason::kBuffersFull, "buffers-full", "-",
+     "the pod's applications leave unread more than the proxy holds for one pod; look for one that stopped "
+     "reading"},
 }};
 
 constexpr bool inOrder() {

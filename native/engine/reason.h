@@ -35,6 +35,7 @@ enum class Reason : uint8_t {
   kUnsupportedDestination,  // other network, hostname-only workload: not implemented, refused
   kInternal,
   kTooManyConnections,  // the pod's share of the proxy's descriptors, or of unfinished handshakes, is used up
+  kBuffersFull,  // the application does not read what arrives, and its pod's share of buffers is used up
   kCount,
 };
 

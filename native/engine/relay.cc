@@ -2,11 +2,17 @@
 #include "relay.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "worker.h"
 
 namespace ebbtide {
+namespace {
+
+constexpr const char* kOverflow = "the application does not read, and its pod's share of buffers is used up";
+
+}  // namespace
 
 StreamRelay::~StreamRelay() {
   if (tunnel_ != nullptr) tunnel_->reset(*this, NGHTTP2_CANCEL);
@@ -50,7 +56,7 @@ void StreamRelay::letGo() {
 void StreamRelay::onData(const uint8_t* data, size_t n) {
   if (ended_) return;
   if (!started_ || application_.waiting() > 0) {
-    application_.enqueue(data, n);
+    if (!application_.enqueue(data, n)) onBroken(application_, ENOBUFS);
     return;
   }
   if (!slices_) slices_ = worker_.takeSlices();
@@ -75,7 +81,7 @@ void StreamRelay::onTurnData() {
     }
   }
   worker_.giveSlices(std::move(slices));
-  if (!ended_ && stream_ended_) {
+  if (!ended_ && stream_ended_ && !closing()) {
     application_.finish();
     endIfDone();
   }
@@ -83,7 +89,8 @@ void StreamRelay::onTurnData() {
 
 void StreamRelay::onEnd() {
   stream_ended_ = true;
-  if (!started_ || slices_) return;  // after the data that came with it
+  // After the data that came with it; or by onClosed(), which follows at once.
+  if (!started_ || slices_ || closing()) return;
   application_.finish();
   endIfDone();
 }
@@ -107,9 +114,14 @@ void StreamRelay::onClosed(uint32_t code) {
   // closed.
   stream_ended_ = true;
   application_ended_ = true;
-  application_.wantRead(false);
-  application_.finish();
-  endIfDone();
+  if (application_.waiting() > 0) {
+    application_.wantRead(false);
+    application_.finish();
+    return;
+  }
+  ended_ = true;
+  application_.close(false);  // FIN, without a shutdown() of its own
+  owner_.onRelayEnded(Reason::kNone, "");
 }
 
 void StreamRelay::onTunnelLost(Reason reason, const std::string& detail) {
@@ -164,7 +176,20 @@ void StreamRelay::onDelivered(SocketEnd&, size_t n) {
 }
 
 void StreamRelay::onBroken(SocketEnd&, int error) {
-  end(Reason::kApplicationReset, std::strerror(error));
+  if (error == ENOBUFS) {
+    overflow();
+  } else {
+    end(Reason::kApplicationReset, std::strerror(error));
+  }
+}
+
+void StreamRelay::overflow() {
+  if (started_) {
+    end(Reason::kBuffersFull, kOverflow);
+  } else if (!ended_) {
+    cut(NGHTTP2_ENHANCE_YOUR_CALM);
+    owner_.onRelayEnded(Reason::kBuffersFull, kOverflow);
+  }
 }
 
 void StreamRelay::endIfDone() {
@@ -195,7 +220,8 @@ void SocketRelay::onReadable(SocketEnd& end) {
   SocketEnd& target = opposite(end);
   int error = 0;
   uint8_t* buffer = worker_.application_buffer.get();
-  ssize_t n = end.read(buffer, kTurnBytes, error);
+  // Nothing tells an application how much may wait for the other end, so less is read while much does.
+  ssize_t n = end.read(buffer, end.pressed() ? kRecordBytes : kTurnBytes, error);
   if (n == -1) return;
   if (n == -2) {
     onBroken(end, error);
@@ -230,7 +256,11 @@ void SocketRelay::onBroken(SocketEnd&, int error) {
   ended_ = true;
   application_.close(true);
   other_.close(true);
-  owner_.onRelayEnded(Reason::kApplicationReset, std::strerror(error));
+  if (error == ENOBUFS) {
+    owner_.onRelayEnded(Reason::kBuffersFull, kOverflow);
+  } else {
+    owner_.onRelayEnded(Reason::kApplicationReset, std::strerror(error));
+  }
 }
 
 void SocketRelay::endIfDone() {

@@ -21,6 +21,8 @@ class RelayOwner {
   virtual void toApplication(size_t n) = 0;
   // Sockets are closed. Called once, after start().
   virtual void onRelayEnded(Reason reason, const std::string& detail) = 0;
+  // Whom an exception within the relay ends.
+  virtual Faultable& faultable() = 0;
 
  protected:
   ~RelayOwner() = default;
@@ -54,13 +56,17 @@ class StreamRelay final : public StreamHandler, public SocketEnd::User {
   void onClosed(uint32_t code) override;
   void onTunnelLost(Reason reason, const std::string& detail) override;
   void onWritable() override;
+  Faultable& faultable() override { return owner_.faultable(); }
 
   void onReadable(SocketEnd& end) override;
   void onDelivered(SocketEnd& end, size_t n) override;
   void onBroken(SocketEnd& end, int error) override;
+  void onUnusable(SocketEnd&, const char* what) override { owner_.faultable().onFault(what); }
 
  private:
   void endIfDone();
+  bool closing() const { return application_ended_ && tunnel_ != nullptr && tunnel_->sentEnd(*this); }
+  void overflow();
   void end(Reason reason, const std::string& detail);
 
   Worker& worker_;
@@ -83,6 +89,7 @@ class SocketRelay final : public SocketEnd::User {
   void onReadable(SocketEnd& end) override;
   void onDelivered(SocketEnd& end, size_t n) override;
   void onBroken(SocketEnd& end, int error) override;
+  void onUnusable(SocketEnd&, const char* what) override { owner_.faultable().onFault(what); }
 
  private:
   SocketEnd& opposite(SocketEnd& end) { return &end == &application_ ? other_ : application_; }

@@ -11,7 +11,7 @@
 namespace ebbtide {
 
 SocketEnd::SocketEnd(Worker& worker, User& user, BufferBudget& budget)
-    : worker_(worker), user_(&user), waiting_(budget) {}
+    : worker_(worker), user_(&user), budget_(budget), waiting_(budget), waiting_hook_(this) {}
 
 SocketEnd::~SocketEnd() {
   close(true);
@@ -21,7 +21,7 @@ void SocketEnd::adopt(Fd fd, bool connecting) {
   fd_ = std::move(fd);
   connecting_ = connecting;
   mask_ = connecting ? static_cast<uint32_t>(EPOLLOUT) : 0u;
-  worker_.loop.add(fd_.get(), mask_, this);
+  worker_.loop.add(fd_.get(), mask_, *this);
 }
 
 void SocketEnd::adoptConnected(Fd fd) {
@@ -43,12 +43,12 @@ void SocketEnd::update() {
     if (mask == 0) return;
     detached_ = false;
     mask_ = mask;
-    worker_.loop.add(fd_.get(), mask, this);
+    worker_.loop.add(fd_.get(), mask, *this);
     return;
   }
   if (mask == mask_) return;
   mask_ = mask;
-  worker_.loop.modify(fd_.get(), mask, this);
+  worker_.loop.modify(fd_.get(), mask, *this);
 }
 
 ssize_t SocketEnd::read(uint8_t* out, size_t capacity, int& error) {
@@ -79,9 +79,26 @@ bool SocketEnd::write(iovec* vectors, int count, size_t& taken, int& error, bool
       vectors[next].iov_len -= left;
     }
   }
-  for (; next < count; next++) waiting_.append(vectors[next].iov_base, vectors[next].iov_len);
+  for (; next < count; next++) {
+    if (enqueue(vectors[next].iov_base, vectors[next].iov_len)) continue;
+    error = ENOBUFS;
+    return false;
+  }
   update();
   return true;
+}
+
+bool SocketEnd::enqueue(const void* data, size_t n) {
+  if (budget_.exceeded() || budget_.wholeExceeded()) worker_.relieve(*this);
+  if (!fd_ || !waiting_.takes(n)) return false;
+  if (waiting_.empty()) progressed();
+  waiting_.append(data, n);
+  return true;
+}
+
+void SocketEnd::progressed() {
+  progress_us_ = worker_.loop.nowUs();
+  worker_.waiting_ends.pushBack(waiting_hook_);
 }
 
 bool SocketEnd::writeFirst(const void* data, size_t n) {
@@ -105,6 +122,11 @@ bool SocketEnd::drain(int& error) {
     total += static_cast<size_t>(n);
   }
   update();
+  if (waiting_.empty()) {
+    waiting_hook_.unlink();
+  } else if (total > 0) {
+    progressed();
+  }
   if (waiting_.empty() && finish_wanted_) finish();
   if (total > 0) user_->onDelivered(*this, total);
   return true;
@@ -120,13 +142,10 @@ void SocketEnd::finish() {
 void SocketEnd::close(bool reset) {
   if (!fd_) return;
   if (reset) resetOnClose(fd_.get());
-  if (!detached_) worker_.loop.remove(fd_.get());
+  if (!detached_) worker_.loop.remove(fd_.get(), *this);
   fd_.reset();
   waiting_.clear();
-}
-
-void SocketEnd::onFault() {
-  if (fd_) user_->onBroken(*this, ENOMEM);
+  waiting_hook_.unlink();
 }
 
 void SocketEnd::onEvents(uint32_t events) {
@@ -158,7 +177,7 @@ void SocketEnd::onEvents(uint32_t events) {
     if ((events & EPOLLRDHUP) && fd_ && read_wanted_) user_->onReadable(*this);
   } else if (events & EPOLLHUP) {
     // Closed both ways while nobody may read yet: epoll would report it without end.
-    worker_.loop.remove(fd_.get());
+    worker_.loop.remove(fd_.get(), *this);
     detached_ = true;
   }
 }

@@ -2,6 +2,8 @@
 // write what the kernel takes and keep the rest, half-close, reset.
 #pragma once
 
+#include <cerrno>
+
 #include "bytes.h"
 #include "loop.h"
 
@@ -17,6 +19,8 @@ class SocketEnd final : public Pollable {
     virtual void onReadable(SocketEnd&) {}
     virtual void onDelivered(SocketEnd&, size_t /*n*/) {}  // bytes that had waited were taken by the kernel
     virtual void onBroken(SocketEnd& end, int error) = 0;  // reset or timed out
+    // An exception came out of the functions above, or the kernel does not watch the socket.
+    virtual void onUnusable(SocketEnd&, const char* what) = 0;
 
    protected:
     ~User() = default;
@@ -38,13 +42,16 @@ class SocketEnd final : public Pollable {
   // At most `capacity` bytes; 0: end. -1: nothing now; -2: broken, `error` says why.
   ssize_t read(uint8_t* out, size_t capacity, int& error);
   // What the kernel takes now of `vectors` goes out, the rest is queued. `taken`: bytes that went out. False:
-  // broken.
+  // broken, or ENOBUFS when the pod's share of buffers has no room for the rest.
   // `last`: finish() follows, so that the FIN may go with the last bytes.
   bool write(iovec* vectors, int count, size_t& taken, int& error, bool last = false);
   // Out at once and before what waits; false unless the kernel takes all of it.
   bool writeFirst(const void* data, size_t n);
-  void enqueue(const void* data, size_t n) { waiting_.append(data, n); }
+  // False: the pod's share of buffers has no room for it, although those were cut that do not read.
+  bool enqueue(const void* data, size_t n);
   size_t waiting() const { return waiting_.size(); }
+  // Much waits for the pod's applications.
+  bool pressed() const { return budget_.pressed(); }
   // Tries to write what waits. False: broken.
   bool drain(int& error);
   // FIN after everything queued.
@@ -53,17 +60,32 @@ class SocketEnd final : public Pollable {
   bool finished() const { return shut_; }
   void close(bool reset);
   void onEvents(uint32_t events) override;
-  void onFault() override;
+  // Waits for an application that has taken nothing since `before_us`.
+  bool stalledSince(uint64_t before_us) const { return progress_us_ <= before_us; }
+  const BufferBudget& budget() const { return budget_; }
+  // Its place in memory is needed for others.
+  void overflow() {
+    waiting_hook_.unlink();
+    user_->onBroken(*this, ENOBUFS);
+  }
+  void onFault(const char* what) override {
+    if (fd_) user_->onUnusable(*this, what);
+  }
 
  private:
   void update();
+  void progressed();
 
   Worker& worker_;
   User* user_;
   Fd fd_;
   uint32_t mask_ = 0;
+  BufferBudget& budget_;
   bool connecting_ = false, read_wanted_ = false, finish_wanted_ = false, shut_ = false, detached_ = false;
   ByteQueue waiting_;
+  // While bytes wait: in the worker's list, in the order of when the application last took some.
+  ListHook<SocketEnd> waiting_hook_;
+  uint64_t progress_us_ = 0;
 };
 
 }  // namespace ebbtide

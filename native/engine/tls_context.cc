@@ -86,11 +86,7 @@ bool acceptIdentity(PeerCheck& check, X509* certificate) {
   return false;
 }
 
-// In place of X509_verify_cert: the chain first, then the identity, so that a refusal is an alert within the
-// handshake.
-int verifyPeer(X509_STORE_CTX* store, void*) {
-  auto* ssl = static_cast<SSL*>(X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx()));
-  auto& check = *static_cast<PeerCheck*>(SSL_get_app_data(ssl));
+int verifyChainAndIdentity(X509_STORE_CTX* store, PeerCheck& check) {
   if (X509_verify_cert(store) <= 0) {
     check.failure = check.server ? Reason::kPeerUntrusted : Reason::kTlsHandshakeFailed;
     check.detail = std::string("the peer's certificate: ") +
@@ -100,6 +96,20 @@ int verifyPeer(X509_STORE_CTX* store, void*) {
   if (acceptIdentity(check, X509_STORE_CTX_get0_cert(store))) return 1;
   X509_STORE_CTX_set_error(store, X509_V_ERR_APPLICATION_VERIFICATION);
   return 0;
+}
+
+// In place of X509_verify_cert: the chain first, then the identity, so that a refusal is an alert within the
+// handshake. No exception may pass through OpenSSL.
+int verifyPeer(X509_STORE_CTX* store, void*) {
+  auto* ssl = static_cast<SSL*>(X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx()));
+  auto& check = *static_cast<PeerCheck*>(SSL_get_app_data(ssl));
+  try {
+    return verifyChainAndIdentity(store, check);
+  } catch (const std::exception&) {
+    check.failure = Reason::kInternal;
+    X509_STORE_CTX_set_error(store, X509_V_ERR_OUT_OF_MEM);
+    return 0;
+  }
 }
 
 int selectH2(SSL* ssl, const unsigned char** out, unsigned char* out_length, const unsigned char* offered,
@@ -113,7 +123,10 @@ int selectH2(SSL* ssl, const unsigned char** out, unsigned char* out_length, con
   }
   auto& check = *static_cast<PeerCheck*>(SSL_get_app_data(ssl));
   check.failure = Reason::kH2HandshakeFailed;
-  check.detail = "the peer offers other protocols than HTTP/2 (ALPN h2)";
+  try {
+    check.detail = "the peer offers other protocols than HTTP/2 (ALPN h2)";
+  } catch (const std::bad_alloc&) {  // then without
+  }
   return SSL_TLSEXT_ERR_ALERT_FATAL;
 }
 

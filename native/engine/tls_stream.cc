@@ -41,7 +41,12 @@ int TlsStream::bioRead(BIO* bio, char* out, size_t n, size_t* done) {
 
 int TlsStream::bioWrite(BIO* bio, const char* data, size_t n, size_t* done) {
   BIO_clear_retry_flags(bio);
-  static_cast<TlsStream*>(BIO_get_data(bio))->output_.append(reinterpret_cast<const uint8_t*>(data), n);
+  *done = 0;
+  try {  // no exception may pass through OpenSSL
+    static_cast<TlsStream*>(BIO_get_data(bio))->output_.append(reinterpret_cast<const uint8_t*>(data), n);
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
   *done = n;
   return 1;
 }

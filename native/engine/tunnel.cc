@@ -2,8 +2,10 @@
 // HTTP/2 callbacks are in tunnel_h2.cc.
 #include "tunnel.h"
 
+#include <linux/sockios.h>
 #include <openssl/err.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -19,6 +21,9 @@ namespace {
 // Frames that wait in the library; a peer that reads leaves a few for each of its 200 streams, and 1000
 // PINGs.
 constexpr size_t kMaxQueuedFrames = 4096;
+// A peer whose data still comes gets this many times the time for its PING's answer: it may be queued behind
+// much of that data on a slow link.
+constexpr uint64_t kBusyPingTimeouts = 3;
 
 }  // namespace
 
@@ -28,16 +33,17 @@ Tunnel::Tunnel(Worker& worker, std::shared_ptr<Pod> pod, bool server)
       tls_(worker.blocks),
       server_(server),
       dirty_hook_(this),
-      credit_hook_(this),
-      phase_timer_([this] {
-        if (opened_) {
-          keepalive();
-        } else if (connecting_) {
-          onConnected(ETIMEDOUT);
-        } else {
-          close(Reason::kTlsHandshakeTimeout, "the TLS handshake took too long");
-        }
-      }) {
+      phase_timer_(
+          [this] {
+            if (opened_) {
+              keepalive();
+            } else if (connecting_) {
+              onConnected(ETIMEDOUT);
+            } else {
+              close(Reason::kTlsHandshakeTimeout, "the TLS handshake took too long");
+            }
+          },
+          this) {
   worker_.hold(*pod_, 1);
 }
 
@@ -49,8 +55,22 @@ Tunnel::~Tunnel() {
 void Tunnel::adopt(Fd fd, bool connecting) {
   fd_ = std::move(fd);
   connecting_ = connecting;
-  worker_.loop.add(fd_.get(), connecting ? static_cast<uint32_t>(EPOLLOUT) : 0u, this);
-  if (connecting) worker_.loop.arm(phase_timer_, worker_.connectTimeoutUs());
+  if (!connecting) return;
+  watch(EPOLLOUT);
+  worker_.loop.arm(phase_timer_, worker_.connectTimeoutUs());
+}
+
+void Tunnel::watchEnd() {
+  if (!watched_) watch(0);
+}
+
+void Tunnel::watch(uint32_t events) {
+  if (watched_) {
+    worker_.loop.modify(fd_.get(), events, *this);
+  } else {
+    watched_ = true;
+    worker_.loop.add(fd_.get(), events, *this);
+  }
 }
 
 void Tunnel::startTls(std::shared_ptr<const TlsContext> context) {
@@ -60,9 +80,12 @@ void Tunnel::startTls(std::shared_ptr<const TlsContext> context) {
   }
   worker_.loop.arm(phase_timer_, worker_.tlsTimeoutUs());
   last_receive_us_ = worker_.loop.nowUs();
-  worker_.loop.modify(fd_.get(), EPOLLIN, this);
+  watch(EPOLLIN);
   if (!server_) {
-    tls_.handshake();  // produces ClientHello
+    if (tls_.handshake() == TlsStream::Status::kFailed) {  // produces ClientHello
+      close(Reason::kInternal, tls_.error());
+      return;
+    }
     writeSocket();
   }
 }
@@ -89,9 +112,14 @@ void Tunnel::onEvents(uint32_t events) {
   }
 }
 
-void Tunnel::onFault() {
+void Tunnel::onFault(const char* what) {
   fatal_ = true;  // whatever was under way in the library is not taken up again
-  close(Reason::kInternal, "out of memory");
+  std::string detail;
+  try {
+    detail = what;
+  } catch (const std::bad_alloc&) {  // then without
+  }
+  close(Reason::kInternal, detail);
 }
 
 // Resets of streams that carry bytes are what applications do all day, a hundred of them share a tunnel, and
@@ -152,7 +180,9 @@ void Tunnel::readSocket() {
     // Answers to a peer that asks and does not read them.
     if (nghttp2_session_get_outbound_queue_size(h2_) > kMaxQueuedFrames) flooded_ = true;
   }
-  while (auto* handler = data_.popFront()) handler->onTurnData();
+  while (auto* handler = data_.popFront()) {
+    worker_.loop.guard("stream", &handler->faultable(), [handler] { handler->onTurnData(); });
+  }
   if (!fd_) return;
   if (flooded_) {
     close(Reason::kTunnelLost, "the peer floods this connection with requests");
@@ -185,25 +215,45 @@ bool Tunnel::startHttp2() {
   }
   opened_ = true;
   worker_.stats.hbone_connections.fetch_add(1, std::memory_order_relaxed);
-  worker_.loop.arm(phase_timer_, worker_.pingIntervalUs());
+  progress_us_ = answered_us_ = worker_.loop.nowUs();
+  worker_.loop.arm(phase_timer_, worker_.pingIntervalUs() / 2);
   onOpen();
   if (fd_) markDirty();
   return static_cast<bool>(fd_);
 }
 
 void Tunnel::keepalive() {
-  uint64_t now = worker_.loop.nowUs();
-  worker_.loop.arm(phase_timer_, worker_.pingIntervalUs());
-  if (last_receive_us_ > ping_sent_us_) ping_sent_us_ = 0;  // anything received proves the peer alive
-  if (ping_sent_us_ != 0) {
-    if (now - ping_sent_us_ >= worker_.pingTimeoutUs())
-      close(Reason::kTunnelLost, "the peer did not answer PING");
+  const uint64_t now = worker_.loop.nowUs(), timeout = worker_.pingTimeoutUs();
+  worker_.loop.arm(phase_timer_, worker_.pingIntervalUs() / 2);
+  // A peer that sends and does not read: what we wrote stays with our kernel.
+  int unacknowledged = 0;
+  if (ioctl(fd_.get(), SIOCOUTQ, &unacknowledged) != 0) unacknowledged = 0;
+  uint64_t taken = written_ - std::min<uint64_t>(written_, static_cast<uint64_t>(unacknowledged));
+  bool nothing_waits = unacknowledged == 0 && tls_.output().size() == 0;
+  if (nothing_waits || taken > taken_) {
+    taken_ = std::max(taken, taken_);
+    progress_us_ = now;
+  } else if (now - progress_us_ >= timeout) {
+    stalled("the peer does not read");
     return;
   }
-  if (now - last_receive_us_ < worker_.pingIntervalUs() / 2) return;
+  if (ping_us_ != 0) {
+    if (taken < ping_end_) ping_us_ = now;  // on a slow way: its time begins when it has arrived
+    bool busy = now - last_receive_us_ < timeout;
+    if (now - ping_us_ >= timeout * (busy ? kBusyPingTimeouts : 1)) stalled("the peer did not answer PING");
+    return;
+  }
+  if (now - answered_us_ < worker_.pingIntervalUs()) return;
   nghttp2_submit_ping(h2_, NGHTTP2_FLAG_NONE, nullptr);
-  ping_sent_us_ = now;
+  ping_us_ = now;
+  ping_queued_ = true;
   markDirty();
+}
+
+// Not an orderly end: what the kernel still holds for such a peer would stay there for minutes.
+void Tunnel::stalled(const char* detail) {
+  resetOnClose(fd_.get());
+  close(Reason::kTunnelLost, detail);
 }
 
 void Tunnel::markDirty() {
@@ -215,6 +265,8 @@ void Tunnel::flush() {
   if (h2_ != nullptr && opened_) {
     pump();
     flushStage();
+    if (ping_queued_) ping_end_ = written_ + tls_.output().size();
+    ping_queued_ = false;
   }
   if (!fatal_) writeSocket();
   if (fatal_ && fd_) {
@@ -228,7 +280,10 @@ void Tunnel::writeSocket() {
   Output& output = tls_.output();
   if (output.size() > 0) {
     bool was_saturated = saturated();
-    if (int error = output.writeTo(fd_.get()); error != 0) {
+    size_t before = output.size();
+    int error = output.writeTo(fd_.get());
+    written_ += before - output.size();
+    if (error != 0) {
       close(opened_ ? Reason::kTunnelLost : Reason::kTlsHandshakeFailed,
             std::string("write: ") + std::strerror(error));
       return;
@@ -242,7 +297,7 @@ void Tunnel::writeSocket() {
 void Tunnel::wantWrite(bool want) {
   if (want == writing_) return;
   writing_ = want;
-  worker_.loop.modify(fd_.get(), want ? EPOLLIN | EPOLLOUT : EPOLLIN, this);
+  watch(want ? EPOLLIN | EPOLLOUT : EPOLLIN);
 }
 
 void Tunnel::resumeBlocked() {
@@ -250,7 +305,9 @@ void Tunnel::resumeBlocked() {
   if (saturated()) return;
   List<StreamHandler> waiting;
   blocked_.moveTo(waiting);
-  while (auto* handler = waiting.popFront()) handler->onWritable();
+  while (auto* handler = waiting.popFront()) {
+    worker_.loop.guard("stream", &handler->faultable(), [handler] { handler->onWritable(); });
+  }
 }
 
 void Tunnel::closeIfFinished() {
@@ -261,34 +318,43 @@ void Tunnel::closeIfFinished() {
 }
 
 void Tunnel::close(Reason reason, const std::string& detail) {
-  if (!fd_) return;
+  if (ended_) return;
+  ended_ = true;
   bool opened = opened_;
   going_away_ = true;
   if (opened) {
+    opened_ = false;
     worker_.stats.hbone_connections.fetch_sub(1, std::memory_order_relaxed);
     if (!fatal_ && !pumping_ && tls_.output().size() == 0) {
-      nghttp2_session_terminate_session(h2_, reason == Reason::kNone || reason == Reason::kDrained
-                                                 ? NGHTTP2_NO_ERROR
-                                                 : NGHTTP2_INTERNAL_ERROR);
-      pump();
-      flushStage();
-      tls_.close();
+      // A farewell, which memory may be too short for.
+      worker_.loop.guard("tunnel", nullptr, [&] {
+        nghttp2_session_terminate_session(h2_, reason == Reason::kNone || reason == Reason::kDrained
+                                                   ? NGHTTP2_NO_ERROR
+                                                   : NGHTTP2_INTERNAL_ERROR);
+        pump();
+        flushStage();
+        tls_.close();
+      });
     }
   }
-  (void)tls_.output().writeTo(fd_.get());  // as far as it goes: an alert, or the end just written
-  opened_ = false;
   phase_timer_.cancel();
-  worker_.loop.remove(fd_.get());
-  fd_.reset();
+  if (fd_) {
+    (void)tls_.output().writeTo(fd_.get());  // as far as it goes: an alert, or the end just written
+    worker_.loop.remove(fd_.get(), *this);
+    fd_.reset();
+  }
   dirty_hook_.unlink();
-  credit_hook_.unlink();
+  closeStreams(reason == Reason::kNone ? Reason::kTunnelLost : reason, detail);
+  onEnded(reason, detail, opened);
+}
+
+void Tunnel::closeStreams(Reason reason, const std::string& detail) noexcept {
   while (auto* handler = streams_.popFront()) {
     handler->data_hook_.unlink();
     handler->blocked_hook_.unlink();
-    handler->onTunnelLost(reason == Reason::kNone ? Reason::kTunnelLost : reason, detail);
+    worker_.loop.guard("stream", &handler->faultable(), [&] { handler->onTunnelLost(reason, detail); });
   }
   stream_count_ = 0;
-  onEnded(reason, detail, opened);
 }
 
 }  // namespace ebbtide

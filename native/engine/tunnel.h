@@ -39,6 +39,8 @@ class StreamHandler {
   // The connection underneath is gone. Nothing else is called after.
   virtual void onTunnelLost(Reason reason, const std::string& detail) = 0;
   virtual void onWritable() = 0;  // after Tunnel::waitWritable()
+  // Whom an exception of the functions above ends.
+  virtual Faultable& faultable() = 0;
 
  protected:
   StreamHandler() : streams_hook_(this), data_hook_(this), blocked_hook_(this) {}
@@ -52,6 +54,10 @@ class StreamHandler {
   const uint8_t* source_ = nullptr;
   size_t source_size_ = 0;
   bool source_end_ = false, answered_ = false;
+  // What the peer may send ahead of the application, and how fast the application takes it.
+  uint32_t window_ = 0;
+  size_t delivered_ = 0;
+  uint64_t window_since_us_ = 0;
 };
 
 class Tunnel : public Pollable, public Disposable {
@@ -64,6 +70,11 @@ class Tunnel : public Pollable, public Disposable {
   // Payload bytes a turn that fill whole TLS records.
   static constexpr size_t kSendBytes = kTurnBytes - 4 * kHeadroom;
 
+  // Receive window of a stream whose application has not shown yet that it reads: 200 of them and the
+  // connection's window bound what a tunnel may make us hold. HTTP/2's own default, so that it holds from the
+  // first byte.
+  static constexpr uint32_t kStreamFloor = 65'535;
+
   // How many bytes send() may be given now; 0: wait with waitWritable().
   size_t sendable(const StreamHandler& handler) const;
   void waitWritable(StreamHandler& handler) { blocked_.pushBack(handler.blocked_hook_); }
@@ -75,7 +86,11 @@ class Tunnel : public Pollable, public Disposable {
   // The handler hears no more; what arrives for the stream is dropped.
   void detach(StreamHandler& handler);
   // `n` bytes of the stream's data reached the application.
-  void delivered(const StreamHandler& handler, size_t n);
+  void delivered(StreamHandler& handler, size_t n);
+  // Whether END_STREAM went out.
+  bool sentEnd(const StreamHandler& handler) const {
+    return nghttp2_session_get_stream_local_close(h2_, handler.stream_) == 1;
+  }
   size_t streams() const { return stream_count_; }
   // Client: opens a stream with a CONNECT request. False: the connection takes no more.
   bool submitConnect(StreamHandler& handler, const HeaderFields& fields);
@@ -89,17 +104,18 @@ class Tunnel : public Pollable, public Disposable {
   // Ends it and all its streams at once.
   void close(Reason reason, const std::string& detail);
   void onEvents(uint32_t events) override;
-  void onFault() override;
+  void onFault(const char* what) override;
   // End of the loop's turn: everything queued goes to the kernel. Called by the worker for dirty tunnels.
   void flush();
-  // Connection credit that was withheld while too many bytes were buffered.
-  void releaseCredit();
   static const nghttp2_session_callbacks* callbacks();
 
  protected:
   Tunnel(Worker& worker, std::shared_ptr<Pod> pod, bool server);
 
+  // `connecting`: its connect() is in progress. Otherwise startTls() or watchEnd() follows.
   void adopt(Fd fd, bool connecting);
+  // Notices the end of a connection that is not read yet.
+  void watchEnd();
   // TLS on the connected socket. The phase timer bounds it.
   void startTls(std::shared_ptr<const TlsContext> context);
   void markDirty();
@@ -129,10 +145,15 @@ class Tunnel : public Pollable, public Disposable {
   bool startHttp2();
   void pump();
   void stage(const uint8_t* data, size_t n);
+  void stageAll(const uint8_t* data, size_t n);
   void flushStage();
   void writeSocket();
   void wantWrite(bool want);
+  void watch(uint32_t events);
   void keepalive();
+  void adaptWindow(StreamHandler& handler);
+  void stalled(const char* detail);
+  void closeStreams(Reason reason, const std::string& detail) noexcept;
   void resumeBlocked();
   void countCancelled();
   bool saturated() const { return tls_.output().size() > kOutputBound; }
@@ -141,16 +162,22 @@ class Tunnel : public Pollable, public Disposable {
   static constexpr size_t kOutputBound = 64u << 10;
 
   const bool server_;
-  bool connecting_ = false, writing_ = false, opened_ = false, pumping_ = false, fatal_ = false;
+  bool connecting_ = false, writing_ = false, opened_ = false, pumping_ = false, fatal_ = false,
+       ended_ = false, watched_ = false;
   bool credit_changed_ = false, flooded_ = false;
   Fd fd_;
-  ListHook<Tunnel> dirty_hook_, credit_hook_;
+  ListHook<Tunnel> dirty_hook_;
   List<StreamHandler> streams_, data_, blocked_;
   size_t stream_count_ = 0;
-  size_t withheld_credit_ = 0;
+  uint64_t widened_ = 0;  // by how much the open streams' windows are above kStreamFloor, in all
   std::unique_ptr<Stage> stage_;
   Timer phase_timer_;
-  uint64_t last_receive_us_ = 0, ping_sent_us_ = 0;
+  uint64_t last_receive_us_ = 0;
+  // Bytes given to the kernel, and how many of them the peer's kernel had at the last look.
+  uint64_t written_ = 0, taken_ = 0, progress_us_ = 0;
+  // The last PING: when the peer had it, and where in the output it ends. No time: it was answered.
+  uint64_t ping_us_ = 0, ping_end_ = 0, answered_us_ = 0;
+  bool ping_queued_ = false;
   // Requests that the peer took back before their answer: a bucket that leaks kCancelledPerSecond.
   uint32_t cancelled_ = 0;
   int32_t newest_before_turn_ = 0;  // stream

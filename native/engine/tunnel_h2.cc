@@ -22,6 +22,10 @@ size_t framePayload(size_t waiting, uint32_t peer_max_frame) {
   return std::min({waiting, limit, kMaxFrame});
 }
 
+// A window's worth that an application takes within this time earns it a larger one, up to the configured
+// size: 16 MiB/s do, over any distance.
+constexpr uint64_t kWidenWithinUs = 250'000;
+
 Tunnel* tunnelOf(void* user_data) {
   return static_cast<Tunnel*>(user_data);
 }
@@ -34,19 +38,27 @@ struct Tunnel::Callbacks {
     return static_cast<StreamHandler*>(nghttp2_session_get_stream_user_data(session, stream));
   }
 
+  // No exception may pass through the library: what a stream threw ends that stream.
+  template <typename F>
+  static bool guard(void* user, StreamHandler* target, F&& work) {
+    return tunnelOf(user)->worker_.loop.guard("stream", target != nullptr ? &target->faultable() : nullptr,
+                                              work);
+  }
+
   static int beginHeaders(nghttp2_session*, const nghttp2_frame* frame, void* user) {
-    if (frame->hd.type == NGHTTP2_HEADERS && frame->headers.cat == NGHTTP2_HCAT_REQUEST) {
-      tunnelOf(user)->onRequest(frame->hd.stream_id);
-    }
-    return 0;
+    if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat != NGHTTP2_HCAT_REQUEST) return 0;
+    bool begun = guard(user, nullptr, [&] { tunnelOf(user)->onRequest(frame->hd.stream_id); });
+    return begun ? 0 : NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;  // RST_STREAM
   }
 
   static int header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name,
-                    size_t name_size, const uint8_t* value, size_t value_size, uint8_t, void*) {
+                    size_t name_size, const uint8_t* value, size_t value_size, uint8_t, void* user) {
     if (frame->hd.type != NGHTTP2_HEADERS) return 0;
     if (auto* target = handler(session, frame->hd.stream_id)) {
-      target->onHeader({reinterpret_cast<const char*>(name), name_size},
-                       {reinterpret_cast<const char*>(value), value_size});
+      guard(user, target, [&] {
+        target->onHeader({reinterpret_cast<const char*>(name), name_size},
+                         {reinterpret_cast<const char*>(value), value_size});
+      });
     }
     return 0;
   }
@@ -56,12 +68,14 @@ struct Tunnel::Callbacks {
     auto* target = frame->hd.stream_id != 0 ? handler(session, frame->hd.stream_id) : nullptr;
     switch (frame->hd.type) {
       case NGHTTP2_HEADERS:
-        if (target != nullptr) target->onHeadersEnd();
+        if (target != nullptr) guard(user, target, [&] { target->onHeadersEnd(); });
         // The handler may have detached itself.
         target = handler(session, frame->hd.stream_id);
         [[fallthrough]];
       case NGHTTP2_DATA:
-        if (target != nullptr && (frame->hd.flags & NGHTTP2_FLAG_END_STREAM)) target->onEnd();
+        if (target != nullptr && (frame->hd.flags & NGHTTP2_FLAG_END_STREAM)) {
+          guard(user, target, [&] { target->onEnd(); });
+        }
         break;
       case NGHTTP2_WINDOW_UPDATE:
         tunnel->credit_changed_ = true;
@@ -69,7 +83,12 @@ struct Tunnel::Callbacks {
       case NGHTTP2_SETTINGS:
         tunnel->credit_changed_ = true;
         tunnel->peer_settings_ = true;
-        if (!(frame->hd.flags & NGHTTP2_FLAG_ACK)) tunnel->onSettings();
+        if (!(frame->hd.flags & NGHTTP2_FLAG_ACK)) guard(user, nullptr, [&] { tunnel->onSettings(); });
+        break;
+      case NGHTTP2_PING:
+        if (!(frame->hd.flags & NGHTTP2_FLAG_ACK)) break;
+        tunnel->ping_us_ = 0;
+        tunnel->answered_us_ = tunnel->worker_.loop.nowUs();
         break;
       case NGHTTP2_RST_STREAM:
         // Came together with its request, or before its answer.
@@ -80,7 +99,7 @@ struct Tunnel::Callbacks {
         break;
       case NGHTTP2_GOAWAY:
         tunnel->going_away_ = true;
-        tunnel->onGoaway();
+        guard(user, nullptr, [&] { tunnel->onGoaway(); });
         break;
       default:
         break;
@@ -92,15 +111,14 @@ struct Tunnel::Callbacks {
                           void* user) {
     auto* tunnel = tunnelOf(user);
     // Connection credit on arrival, stream credit on delivery: a reader that stalls never stalls other
-    // streams.
-    if (tunnel->pod_->budget.exceeded()) {
-      tunnel->withheld_credit_ += n;
-      tunnel->worker_.withheld_tunnels.pushBack(tunnel->credit_hook_);
-    } else {
-      nghttp2_session_consume_connection(session, n);
+    // streams. What they may pile up is bounded by the sum of their windows, see adaptWindow().
+    nghttp2_session_consume_connection(session, n);
+    auto* target = handler(session, stream);
+    if (target != nullptr) {
+      guard(user, target, [&] { target->onData(data, n); });
+      target = handler(session, stream);  // gone when its application's share of buffers is used up
     }
-    if (auto* target = handler(session, stream)) {
-      target->onData(data, n);
+    if (target != nullptr) {
       tunnel->data_.pushBack(target->data_hook_);
     } else {
       nghttp2_session_consume_stream(session, stream, n);
@@ -116,10 +134,10 @@ struct Tunnel::Callbacks {
     // Data of this turn first; a clean end must not overtake it.
     if (target->data_hook_.linked()) {
       target->data_hook_.unlink();
-      target->onTurnData();
+      guard(user, target, [&] { target->onTurnData(); });
     }
-    target->onClosed(code);
-    tunnel->onStreamEnded();
+    guard(user, target, [&] { target->onClosed(code); });
+    guard(user, nullptr, [&] { tunnel->onStreamEnded(); });
     return 0;
   }
 
@@ -135,8 +153,8 @@ struct Tunnel::Callbacks {
     if (dropped == nullptr) return 0;
     nghttp2_session_set_stream_user_data(session, frame->hd.stream_id, nullptr);
     tunnel->forget(*dropped);
-    dropped->onClosed(NGHTTP2_REFUSED_STREAM);
-    tunnel->onStreamEnded();
+    guard(user, dropped, [&] { dropped->onClosed(NGHTTP2_REFUSED_STREAM); });
+    guard(user, nullptr, [&] { tunnel->onStreamEnded(); });
     return 0;
   }
 
@@ -180,7 +198,9 @@ struct Tunnel::Callbacks {
       tunnel->flushStage();
       auto* start = const_cast<uint8_t*>(payload) - kHeadroom;
       std::memcpy(start, header, kHeadroom);
-      if (!tunnel->tls_.write(start, kHeadroom + n)) tunnel->fatal_ = true;
+      bool written = false;
+      guard(user, nullptr, [&] { written = tunnel->tls_.write(start, kHeadroom + n); });
+      if (!written) tunnel->fatal_ = true;
     }
     return tunnel->fatal_ ? NGHTTP2_ERR_CALLBACK_FAILURE : 0;
   }
@@ -241,7 +261,7 @@ int createSession(nghttp2_session** session, bool server, const EngineConfig& co
   nghttp2_option_del(option);
   if (error != 0) return error;
   std::vector<nghttp2_settings_entry> settings = {
-      {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, config.stream_window},
+      {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, Tunnel::kStreamFloor},
       {NGHTTP2_SETTINGS_MAX_FRAME_SIZE, config.frame_size},
       {NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, server ? kMaxHeaderList : 16'384u},
   };
@@ -266,6 +286,8 @@ void Tunnel::forget(StreamHandler& handler) {
   handler.streams_hook_.unlink();
   handler.blocked_hook_.unlink();
   stream_count_--;
+  widened_ -= handler.window_ - kStreamFloor;
+  handler.window_ = kStreamFloor;
 }
 
 size_t Tunnel::sendable(const StreamHandler& handler) const {
@@ -311,21 +333,43 @@ void Tunnel::detach(StreamHandler& handler) {
   markDirty();
 }
 
-void Tunnel::delivered(const StreamHandler& handler, size_t n) {
+void Tunnel::delivered(StreamHandler& handler, size_t n) {
   nghttp2_session_consume_stream(h2_, handler.stream_, n);
+  handler.delivered_ += n;
+  if (handler.delivered_ >= handler.window_) adaptWindow(handler);
   markDirty();
 }
 
-void Tunnel::releaseCredit() {
-  credit_hook_.unlink();
-  nghttp2_session_consume_connection(h2_, withheld_credit_);
-  withheld_credit_ = 0;
-  markDirty();
+// A window is what we must hold when the application stops reading. So it grows with what the application has
+// shown to take, within a connection window's worth for all streams of the tunnel; and while the pod's
+// applications leave much unread it shrinks again.
+void Tunnel::adaptWindow(StreamHandler& handler) {
+  const uint64_t now = worker_.loop.nowUs();
+  const bool fast = now - handler.window_since_us_ < kWidenWithinUs;
+  handler.delivered_ = 0;
+  handler.window_since_us_ = now;
+  uint64_t wanted = handler.window_;
+  if (pod_->budget.pressed()) {
+    wanted = std::max<uint64_t>(wanted / 2, kStreamFloor);
+  } else if (fast) {
+    uint64_t room =
+        worker_.config().connection_window - std::min<uint64_t>(widened_, worker_.config().connection_window);
+    uint64_t limit = std::max(worker_.config().stream_window, kStreamFloor);
+    wanted = std::min({wanted * 2, wanted + room, limit});
+  }
+  if (wanted == handler.window_) return;
+  int error = nghttp2_session_set_local_window_size(h2_, NGHTTP2_FLAG_NONE, handler.stream_,
+                                                    static_cast<int32_t>(wanted));
+  if (error != 0) return;  // no memory: it stays as it was
+  widened_ += wanted - handler.window_;
+  handler.window_ = static_cast<uint32_t>(wanted);
 }
 
 void Tunnel::attach(StreamHandler& handler, int32_t stream) {
   nghttp2_session_set_stream_user_data(h2_, stream, &handler);
   handler.stream_ = stream;
+  handler.window_ = kStreamFloor;
+  handler.window_since_us_ = worker_.loop.nowUs();
   streams_.pushBack(handler.streams_hook_);
   stream_count_++;
 }
@@ -336,6 +380,8 @@ bool Tunnel::submitConnect(StreamHandler& handler, const HeaderFields& fields) {
   int32_t stream = nghttp2_submit_request(h2_, nullptr, values.data(), values.size(), &provider, &handler);
   if (stream < 0) return false;
   handler.stream_ = stream;
+  handler.window_ = kStreamFloor;
+  handler.window_since_us_ = worker_.loop.nowUs();
   streams_.pushBack(handler.streams_hook_);
   stream_count_++;
   markDirty();
@@ -366,7 +412,12 @@ void Tunnel::pump() {
   pumping_ = false;
 }
 
+// Bytes that cannot be taken here are lost, and with them the connection.
 void Tunnel::stage(const uint8_t* data, size_t n) {
+  if (!worker_.loop.guard("tunnel", nullptr, [&] { stageAll(data, n); })) fatal_ = true;
+}
+
+void Tunnel::stageAll(const uint8_t* data, size_t n) {
   while (n > 0) {
     if (!stage_) stage_ = std::unique_ptr<Stage>(new Stage);
     size_t part = std::min(n, kRecordBytes - stage_->size);
@@ -383,7 +434,10 @@ void Tunnel::stage(const uint8_t* data, size_t n) {
 
 void Tunnel::flushStage() {
   if (!stage_) return;
-  if (stage_->size > 0 && !fatal_ && !tls_.write(stage_->data, stage_->size)) fatal_ = true;
+  bool written = worker_.loop.guard("tunnel", nullptr, [this] {
+    if (stage_->size > 0 && !fatal_ && !tls_.write(stage_->data, stage_->size)) fatal_ = true;
+  });
+  if (!written) fatal_ = true;
   stage_.reset();
 }
 

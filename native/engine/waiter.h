@@ -2,6 +2,7 @@
 #pragma once
 
 #include "list.h"
+#include "loop.h"
 
 namespace ebbtide {
 
@@ -9,6 +10,8 @@ class Waiter {
  public:
   // Workloads, policies or certificates changed: look again. Not called again unless it joins the list anew.
   virtual void onLocalChange() = 0;
+  // Whom an exception of it ends.
+  virtual Faultable& faultable() = 0;
 
  protected:
   Waiter() : waiter_hook_(this) {}

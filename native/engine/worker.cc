@@ -11,6 +11,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <system_error>
+
+#include "connect_headers.h"
 
 namespace ebbtide {
 namespace {
@@ -26,6 +29,10 @@ constexpr uint64_t kTrimAfter = 500;
 constexpr uint64_t kTrimIdleUs = 2'000'000;
 // A pod may hold this many times the descriptors that are free.
 constexpr uint32_t kPodShare = 3;
+constexpr size_t kKeptSlices = 64;
+constexpr size_t kMaxBaggage = 1024;
+// An application that took nothing for this long may be cut for the sake of others.
+constexpr uint64_t kStalledUs = 1'000'000;
 
 std::unique_ptr<uint8_t[]> bytes(size_t n) {
   return std::unique_ptr<uint8_t[]>(new uint8_t[n]);  // not make_unique: untouched pages cost nothing
@@ -48,6 +55,7 @@ Worker::Worker(Shared& shared, unsigned index)
   if (getrandom(random_, sizeof random_, 0) != sizeof random_) random_[0] = monotonicUs();
   random_[0] |= 1;
   spare_ = Fd(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  free_slices_.reserve(kKeptSlices);
 }
 
 Worker::~Worker() {
@@ -70,28 +78,24 @@ void Worker::stop() {
 
 void Worker::run() {
   namespace_ = std::make_unique<ThreadNamespace>();
+  loop.onFault([this](const char* where, const char* what) { shared_.events.onFault(where, what); });
+  bool again = false;
   while (!stopping_) {
-    // Another worker may free the memory that credit waits for.
-    loop.turn(withheld_tunnels.empty() ? -1 : 50);
-    endTurn();
+    loop.turn(again ? 0 : -1);
+    // What an exception leaves over is done with the next turn.
+    again = !loop.guard("turn", nullptr, [this] { endTurn(); });
+    loop.destroyDisposed();
   }
   closeAll();
 }
 
 void Worker::endTurn() {
-  withheld_tunnels.forEach([](Tunnel& tunnel) {
-    if (!tunnel.pod()->budget.exceeded()) tunnel.releaseCredit();
-  });
   // Flushing may make tunnels dirty again only by ending streams; what they add goes out with the next turn's
   // events.
   List<Tunnel> dirty;
   dirty_tunnels.moveTo(dirty);
   while (Tunnel* tunnel = dirty.popFront()) {
-    try {
-      tunnel->flush();
-    } catch (const std::exception&) {
-      tunnel->onFault();
-    }
+    loop.guard("tunnel", tunnel, [tunnel] { tunnel->flush(); });
   }
   if (!dirty_tunnels.empty()) loop.post([] {});
   if (draining_) checkDrained();
@@ -107,7 +111,6 @@ void Worker::endTurn() {
   }
   if (ended_since_trim_ > kTrimAfter && flows.empty() && !trim_timer_.armed())
     loop.arm(trim_timer_, kTrimIdleUs);
-  loop.destroyDisposed();
 }
 
 void Worker::giveRecords() {
@@ -120,28 +123,35 @@ void Worker::giveRecords() {
 }
 
 void Worker::closeAll() {
-  giveRecords();
+  loop.guard("records", nullptr, [this] { giveRecords(); });
   silent_ = true;
-  while (Flow* flow = flows.front()) flow->cut(Reason::kDrained, "");
+  while (Flow* flow = flows.front()) {
+    loop.guard("connection", nullptr, [flow] { flow->cut(Reason::kDrained, ""); });
+  }
   while (!tunnels_.empty()) tunnels_.begin()->first->close(Reason::kDrained, "");
   pods_.clear();
   loop.destroyDisposed();
   records_.clear();
-  if (drained_) drained_();
+  if (drained_) loop.guard("drain", nullptr, drained_);
   drained_ = nullptr;
 }
 
-void Worker::addPod(const PodPtr& pod, PodListeners listeners) {
+void Worker::addPod(const PodPtr& pod, PodListeners& listeners) {
   WorkerPod& entry = pods_[pod->uid];
   entry.pod = pod;
   entry.acceptors.clear();
-  auto listen = [&](Acceptor::Role role, Fd fd) {
-    entry.acceptors.push_back(std::make_unique<Acceptor>(*this, pod, role, std::move(fd)));
+  entry.acceptors.reserve(3);
+  auto listen = [&](Acceptor::Role role, Fd& fd) {
+    // A copy, so that nothing is lost when memory is short half way.
+    Fd own(fcntl(fd.get(), F_DUPFD_CLOEXEC, 3));
+    if (!own) throw std::system_error(errno, std::generic_category(), "a listener's descriptor");
+    entry.acceptors.push_back(std::make_unique<Acceptor>(*this, pod, role, std::move(own)));
   };
   if (draining_) return;
-  listen(Acceptor::Role::kOutbound, std::move(listeners.outbound));
-  listen(Acceptor::Role::kPlaintext, std::move(listeners.plaintext));
-  listen(Acceptor::Role::kHbone, std::move(listeners.hbone));
+  listen(Acceptor::Role::kOutbound, listeners.outbound);
+  listen(Acceptor::Role::kPlaintext, listeners.plaintext);
+  listen(Acceptor::Role::kHbone, listeners.hbone);
+  listeners = {};
 }
 
 void Worker::removePod(const std::string& uid) {
@@ -150,13 +160,14 @@ void Worker::removePod(const std::string& uid) {
   PodPtr pod = found->second.pod;
   pods_.erase(found);  // messages run after the turn's events: none can name its acceptors any more
   flows.forEach([&](Flow& flow) {
-    if (flow.pod() == pod) flow.cut(Reason::kDrained, "the pod left the mesh");
+    if (flow.pod() != pod) return;
+    loop.guard("connection", &flow, [&flow] { flow.cut(Reason::kDrained, "the pod left the mesh"); });
   });
-  std::vector<Tunnel*> tunnels;
-  for (auto& [tunnel, owner] : tunnels_) {
-    if (tunnel->pod() == pod) tunnels.push_back(tunnel);
+  // Each ends by leaving the map.
+  for (auto at = tunnels_.begin(); at != tunnels_.end();) {
+    Tunnel* tunnel = (at++)->first;
+    if (tunnel->pod() == pod) tunnel->close(Reason::kDrained, "the pod left the mesh");
   }
-  for (Tunnel* tunnel : tunnels) tunnel->close(Reason::kDrained, "the pod left the mesh");
   namespace_->leave(pod.get());
 }
 
@@ -174,9 +185,12 @@ void Worker::removeCertificate(const Identity& identity) {
 
 void Worker::stateChanged(bool authorize_again) {
   if (authorize_again) {
-    flows.forEach([](Flow& flow) {
-      std::string policy;
-      if (!flow.stillAllowed(policy)) flow.cut(Reason::kPolicyChanged, policy);
+    // What cannot be decided is cut.
+    flows.forEach([this](Flow& flow) {
+      loop.guard("policy", &flow, [&flow] {
+        std::string policy;
+        if (!flow.stillAllowed(policy)) flow.cut(Reason::kPolicyChanged, policy);
+      });
     });
   }
   wakeWaiters();
@@ -185,10 +199,13 @@ void Worker::stateChanged(bool authorize_again) {
 void Worker::wakeWaiters() {
   List<Waiter> waiting;
   waiters_.moveTo(waiting);
-  while (Waiter* waiter = waiting.popFront()) waiter->onLocalChange();
+  while (Waiter* waiter = waiting.popFront()) {
+    loop.guard("connection", &waiter->faultable(), [waiter] { waiter->onLocalChange(); });
+  }
 }
 
 void Worker::drain(uint64_t deadline_us, std::function<void()> done) {
+  loop.arm(drain_timer_, deadline_us);
   if (drained_) {
     auto first = std::move(drained_);
     drained_ = [first, done] {
@@ -200,12 +217,11 @@ void Worker::drain(uint64_t deadline_us, std::function<void()> done) {
   }
   draining_ = true;
   for (auto& [uid, entry] : pods_) entry.acceptors.clear();
-  std::vector<ServerTunnel*> servers;
-  for (auto& [tunnel, owner] : tunnels_) {
-    if (auto* server = dynamic_cast<ServerTunnel*>(tunnel)) servers.push_back(server);
+  // Draining may end a tunnel, which then leaves the map.
+  for (auto at = tunnels_.begin(); at != tunnels_.end();) {
+    auto* server = dynamic_cast<ServerTunnel*>((at++)->first);
+    if (server != nullptr) loop.guard("drain", server, [server] { server->drain(); });
   }
-  for (auto* server : servers) server->drain();
-  loop.arm(drain_timer_, deadline_us);
 }
 
 void Worker::checkDrained() {
@@ -251,8 +267,8 @@ bool Worker::admits(const Pod& pod) const {
          pod.descriptors.load(std::memory_order_relaxed) < kPodShare * (shared_.max_descriptors - held);
 }
 
-uint32_t Worker::maxHandshakes() const {
-  return std::clamp(shared_.max_descriptors / 16, 16u, 1024u);
+uint32_t Worker::handshakePlaces() const {
+  return std::clamp(shared_.max_descriptors / 16, 16u, 1024u) / std::clamp(config().workers, 1u, 16u);
 }
 
 bool Worker::shed(int listener) {
@@ -263,6 +279,17 @@ bool Worker::shed(int listener) {
   accepted.reset();
   spare_ = Fd(open("/dev/null", O_RDONLY | O_CLOEXEC));
   return took;
+}
+
+void Worker::relieve(const SocketEnd& needy) {
+  if (loop.nowUs() < kStalledUs) return;
+  uint64_t before = loop.nowUs() - kStalledUs;
+  auto fits = [&](const SocketEnd& end) {
+    return &end != &needy && end.stalledSince(before) && end.budget().exceeded();
+  };
+  while (SocketEnd* stalled = waiting_ends.find(fits)) {
+    loop.guard("connection", stalled, [stalled] { stalled->overflow(); });
+  }
 }
 
 void Worker::refuse(const Acceptor& acceptor, Fd fd, const char* detail) {
@@ -283,24 +310,23 @@ void Worker::accept(Acceptor& acceptor, Fd fd) {
     refuse(acceptor, std::move(fd), "the pod's share of the proxy's descriptors is used up");
     return;
   }
-  if (acceptor.role() == Acceptor::Role::kHbone &&
-      pod.handshakes.load(std::memory_order_relaxed) >= maxHandshakes()) {
-    refuse(acceptor, std::move(fd), "too many unfinished handshakes");
-    return;
-  }
   switch (acceptor.role()) {
-    case Acceptor::Role::kOutbound:
-      (new OutboundFlow(*this, acceptor.pod(), std::move(fd)))
-          ->begin();  // owned by `flows` until it finishes
+    case Acceptor::Role::kOutbound: {
+      auto* flow =
+          new OutboundFlow(*this, acceptor.pod(), std::move(fd));  // `flows` owns it until it finishes
+      loop.guard("connection", flow, [flow] { flow->begin(); });
       return;
-    case Acceptor::Role::kPlaintext:
-      (new InboundPlainFlow(*this, acceptor.pod(), std::move(fd)))->begin();
+    }
+    case Acceptor::Role::kPlaintext: {
+      auto* flow = new InboundPlainFlow(*this, acceptor.pod(), std::move(fd));
+      loop.guard("connection", flow, [flow] { flow->begin(); });
       return;
+    }
     case Acceptor::Role::kHbone: {
-      auto tunnel = std::make_unique<ServerTunnel>(*this, acceptor.pod());
+      auto tunnel = std::make_unique<ServerTunnel>(*this, acceptor.pod(), acceptor.handshakes());
       ServerTunnel* started = tunnel.get();
       own(std::move(tunnel));
-      started->begin(std::move(fd));
+      loop.guard("connection", started, [&] { started->begin(std::move(fd)); });
       return;
     }
   }
@@ -322,14 +348,17 @@ std::shared_ptr<const TlsContext> Worker::tls(const Identity& identity) {
     }
     return nullptr;
   }
+  // Engine::setCertificate() read the same bundle, so only want of memory throws here.
   if (!found->second.context) {
-    try {
-      found->second.context = std::make_shared<TlsContext>(identity, *found->second.bundle);
-    } catch (const std::exception&) {
-      return nullptr;  // Engine::setCertificate() read the same bundle: only want of memory leads here
-    }
+    found->second.context = std::make_shared<TlsContext>(identity, *found->second.bundle);
   }
   return found->second.context;
+}
+
+const std::string& Worker::baggage(const WorkloadPtr& workload) {
+  if (auto found = baggage_.find(workload); found != baggage_.end()) return found->second;
+  if (baggage_.size() >= kMaxBaggage) baggage_.clear();  // old versions of workloads, mostly
+  return baggage_.emplace(workload, baggageOf(workload)).first->second;
 }
 
 DialResult Worker::dialFrom(const Pod& pod, const SocketAddress& to,
@@ -350,22 +379,22 @@ void Worker::disown(Tunnel& tunnel) {
   tunnels_.erase(found);
 }
 
-void Worker::record(AccessRecord record) {
+void Worker::record(AccessRecord record) noexcept {
   if (silent_) return;
-  if (records_.size() >= kMaxRecordsATurn) {
-    stats.access_records_dropped.fetch_add(1, std::memory_order_relaxed);
-    return;
-  }
-  records_.push_back(std::move(record));
+  bool kept = records_.size() < kMaxRecordsATurn &&
+              loop.guard("record", nullptr, [&] { records_.push_back(std::move(record)); });
+  if (!kept) stats.access_records_dropped.fetch_add(1, std::memory_order_relaxed);
 }
 
-void Worker::recordFailure(AccessRecord record) {
-  TrafficLabels labels;
-  labels.reporter = record.inbound ? Reporter::kDestination : Reporter::kSource;
-  labels.source = record.source_workload;
-  labels.destination = record.destination_workload;
-  labels.reason = record.reason;
-  traffic.series(labels)->failed.fetch_add(1, std::memory_order_relaxed);
+void Worker::recordFailure(AccessRecord record) noexcept {
+  loop.guard("record", nullptr, [&] {
+    TrafficLabels labels;
+    labels.reporter = record.inbound ? Reporter::kDestination : Reporter::kSource;
+    labels.source = record.source_workload;
+    labels.destination = record.destination_workload;
+    labels.reason = record.reason;
+    traffic.series(labels)->failed.fetch_add(1, std::memory_order_relaxed);
+  });
   this->record(std::move(record));
 }
 
@@ -378,7 +407,8 @@ std::unique_ptr<std::vector<iovec>> Worker::takeSlices() {
 
 void Worker::giveSlices(std::unique_ptr<std::vector<iovec>> slices) {
   slices->clear();
-  if (free_slices_.size() < 64 && slices->capacity() <= 4096) free_slices_.push_back(std::move(slices));
+  if (free_slices_.size() < kKeptSlices && slices->capacity() <= 4096)
+    free_slices_.push_back(std::move(slices));
 }
 
 // xorshift128+: trace ids need to be distinct, not secret.

@@ -12,6 +12,7 @@
 
 #include "engine.h"
 #include "flow.h"
+#include "handshakes.h"
 #include "inbound.h"
 #include "outbound.h"
 #include "pod.h"
@@ -24,7 +25,11 @@ namespace ebbtide {
 // What the workers of one engine have in common.
 struct Shared {
   Shared(const EngineConfig& config, EngineEvents& events)
-      : config(config), events(events), state(config.state), max_descriptors(descriptorLimit(config)) {}
+      : config(config),
+        events(events),
+        state(config.state),
+        budget(config.max_buffered),
+        max_descriptors(descriptorLimit(config)) {}
   static uint32_t descriptorLimit(const EngineConfig& config);
 
   const EngineConfig config;
@@ -57,7 +62,8 @@ class Worker {
   bool post(std::function<void()> task) { return loop.post(std::move(task)); }
 
   // ---- the worker's thread ----
-  void addPod(const PodPtr& pod, PodListeners listeners);
+  // Takes the descriptors out of `listeners`, which it may be given again after an exception.
+  void addPod(const PodPtr& pod, PodListeners& listeners);
   void removePod(const std::string& uid);
   void setCertificate(const Identity& identity, std::shared_ptr<const CertificateBundle> bundle);
   void removeCertificate(const Identity& identity);
@@ -67,10 +73,12 @@ class Worker {
 
   void accept(Acceptor& acceptor, Fd fd);
   WorkloadPtr localWorkload(const Pod& pod) const;
-  // Null until the certificate is there; asks for it.
+  // Null until the certificate is there; asks for it. Throws for want of memory.
   std::shared_ptr<const TlsContext> tls(const Identity& identity);
   // Calls the waiter once when workloads or certificates change. It keeps its own deadline.
   void wait(Waiter& waiter) { waiters_.pushBack(waiter.waiter_hook_); }
+  // Of the `baggage` field; built once a version of the workload.
+  const std::string& baggage(const WorkloadPtr& workload);
   DialResult dialFrom(const Pod& pod, const SocketAddress& to, const std::optional<SocketAddress>& claim);
 
   // The descriptors of one connection, from its construction to its destruction.
@@ -78,15 +86,17 @@ class Worker {
   void release(Pod& pod, uint32_t n);
   // Whether the pod may have further connections.
   bool admits(const Pod& pod) const;
-  uint32_t maxHandshakes() const;
   // Out of descriptors: takes one connection with the spare one, and resets it. False: there was none.
   bool shed(int listener);
+  // Buffers are used up: cuts connections whose application does not read, but for `needy`, of pods that hold
+  // too much.
+  void relieve(const SocketEnd& needy);
 
   void own(std::unique_ptr<Tunnel> tunnel);
   void disown(Tunnel& tunnel);  // disposes of it
-  void record(AccessRecord record);
+  void record(AccessRecord record) noexcept;
   // A refused connection that never became a flow.
-  void recordFailure(AccessRecord record);
+  void recordFailure(AccessRecord record) noexcept;
   void flowEnded() { ended_since_trim_++; }
   std::unique_ptr<std::vector<iovec>> takeSlices();
   void giveSlices(std::unique_ptr<std::vector<iovec>> slices);
@@ -101,6 +111,8 @@ class Worker {
   uint64_t poolIdleUs() const { return toUs(config().pool_idle); }
   uint64_t pingIntervalUs() const { return toUs(config().ping_interval); }
   uint64_t pingTimeoutUs() const { return toUs(config().ping_timeout); }
+  // How many unfinished handshakes a pod may have with one worker.
+  uint32_t handshakePlaces() const;
 
   // A tunnel's bytes as they came, decrypted in place; and one application's bytes.
   const std::unique_ptr<uint8_t[]> receive_buffer, application_buffer;
@@ -111,7 +123,8 @@ class Worker {
   TrafficCounters traffic;
   WorkerStats stats;
   List<Flow> flows;
-  List<Tunnel> dirty_tunnels, withheld_tunnels;
+  List<Tunnel> dirty_tunnels;
+  List<SocketEnd> waiting_ends;  // for whose applications bytes wait, the longest stalled first
 
  private:
   struct Certificate {
@@ -142,6 +155,7 @@ class Worker {
   std::unordered_map<std::string, Certificate> certificates_;  // by SPIFFE URI
   std::unordered_map<std::string, uint64_t> asked_us_;         // certificate requests, to ask once a second
   std::unordered_map<Tunnel*, std::unique_ptr<Tunnel>> tunnels_;
+  std::unordered_map<WorkloadPtr, std::string> baggage_;
   List<Waiter> waiters_;
   std::vector<AccessRecord> records_;
   std::vector<std::unique_ptr<std::vector<iovec>>> free_slices_;
@@ -163,13 +177,19 @@ class Acceptor final : public Pollable {
   Acceptor(Worker& worker, PodPtr pod, Role role, Fd fd);
   ~Acceptor();
   void onEvents(uint32_t events) override;
+  void onFault(const char* what) override;
   const PodPtr& pod() const { return pod_; }
   Role role() const { return role_; }
+  // HBONE only; outlived by the connections that it began.
+  const std::shared_ptr<Handshakes>& handshakes() const { return handshakes_; }
 
  private:
+  void pause();
+
   Worker& worker_;
   PodPtr pod_;
   Role role_;
+  std::shared_ptr<Handshakes> handshakes_;
   Fd fd_;
   Timer pause_;
 };

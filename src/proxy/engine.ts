@@ -190,6 +190,18 @@ export interface EngineStats {
   readonly handshakeFailures: number;
   readonly bufferedBytes: number;
   readonly accessRecordsDropped: number;
+  /** Exceptions and refusals to watch a descriptor; each ended one connection, or one attempt of a task. */
+  readonly faults: number;
+}
+
+/** Something failed inside the engine and was contained. */
+export interface EngineFault {
+  /** The kind of work: `connection`, `tunnel`, `timer`, `task`, ... */
+  readonly where: string;
+  /** The error's text. */
+  readonly what: string;
+  /** How many there were since the last report; the other two are of the first of them. */
+  readonly count: number;
 }
 
 export interface EngineListener {
@@ -197,6 +209,7 @@ export interface EngineListener {
   onAccess(records: readonly AccessRecord[]): void;
   /** A connection waits for the certificate of this identity (SPIFFE URI). May repeat. */
   onCertificateNeeded(identity: string): void;
+  onFault(fault: EngineFault): void;
 }
 
 /** The engine: worker threads that carry bytes. One per process. Every call is synchronous unless it says otherwise. */

@@ -20,6 +20,7 @@ interface Addon extends Engine {
     options: EngineOptions,
     onAccess: (fields: readonly Field[]) => void,
     onCertificateNeeded: (identity: string) => void,
+    onFault: (where: string, what: string, count: number) => void,
   ): void;
 }
 
@@ -133,6 +134,7 @@ export function createEngine(options: EngineOptions, listener: EngineListener): 
     options,
     (fields) => listener.onAccess(recordsOf(fields, addon.reasons)),
     (identity) => listener.onCertificateNeeded(identity),
+    (where, what, count) => listener.onFault({ where, what, count }),
   );
   // process.exit() and uncaught exceptions come by here while JavaScript can still take the last records.
   const stopAtExit = (): void => addon.stopNow();

@@ -52,6 +52,8 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
   const engine = native.createEngine(engineOptions(settings), {
     onAccess: (records) => accessLog.onAccess(records),
     onCertificateNeeded: (identity) => certificateNeeded(identity),
+    onFault: (fault) =>
+      log.error({ event: 'engine_fault', ...fault }, 'something failed in the engine and was contained'),
   });
   const state = new MeshState(settings.nodeName);
   const certificates = new CertificateManager({

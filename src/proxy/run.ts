@@ -16,6 +16,9 @@ const STDOUT = 1;
 export async function runProxy(env: NodeJS.ProcessEnv): Promise<void> {
   // JavaScript here decides little and rarely; what it costs is resident memory, on every node.
   setFlagsFromString('--optimize-for-size');
+  // The optimizing compilers' own code is 6 MB of it; an access log line then takes 3.8 us instead of 2.3.
+  setFlagsFromString('--no-opt');
+  setFlagsFromString('--no-maglev');
   setFlagsFromString('--max-semi-space-size=2');
   const settings = readEnvironment(env);
   const logStream = new LogStream(STDOUT);

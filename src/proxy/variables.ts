@@ -53,7 +53,7 @@ export const VARIABLES = [
   {
     name: 'HTTP2_STREAM_WINDOW_SIZE',
     fallback: '4194304',
-    text: 'bytes in flight on one HBONE stream before the reader says so',
+    text: 'most bytes in flight on one HBONE stream; it begins with 65535 and grows while the application reads',
   },
   { name: 'HTTP2_CONNECTION_WINDOW_SIZE', fallback: '16777216', text: 'the same for a whole HBONE connection' },
   { name: 'HTTP2_FRAME_SIZE', fallback: '1048576', text: 'largest HTTP/2 frame' },

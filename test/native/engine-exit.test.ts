@@ -10,7 +10,7 @@ const addon = fileURLToPath(new URL('../../native/build/Release/engine.node', im
 const prelude = `
 const addon = require(${JSON.stringify(addon)});
 addon.create({ workers: 2, nodeName: 'n', network: '', clusterId: 'c', streamWindow: 4194304, connectionWindow: 16777216,
-  frameSize: 1048576, maxStreamsPerConnection: 100, poolIdleMs: 1000 }, () => {}, () => {});
+  frameSize: 1048576, maxStreamsPerConnection: 100, poolIdleMs: 1000 }, () => {}, () => {}, () => {});
 addon.start();
 require('node:fs').writeSync(1, 'running');
 `;

@@ -2,7 +2,7 @@
 // and serves the others.
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/epoll.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -170,6 +170,119 @@ TEST(EngineShare, APodMayNotHoldMoreUnfinishedHandshakesThanItsShare) {
   EXPECT_TRUE(accepted) << "closed connections must give their places back";
 }
 
+// Four addresses beside the pod's first one.
+void addAddresses(const Lab& lab) {
+  for (int i = 11; i < 16; i++) lab.client.run("ip addr add 10.77.0." + std::to_string(i) + "/24 dev mesh0");
+}
+
+bool stillOpen(const Tcp& tcp) {
+  pollfd ready{tcp.fd(), POLLIN, 0};
+  return poll(&ready, 1, 0) == 0;
+}
+
+TEST(EngineShare, OneAddressMayNotTakeThePlacesOfOthers) {
+  signal(SIGPIPE, SIG_IGN);
+  Lab lab([](EngineConfig& config) { config.max_descriptors = 200; });  // so 16 handshakes, 4 an address
+  addAddresses(lab);
+  Tcp waiting = rawTunnel(lab, "10.77.0.11");
+  std::vector<Tcp> flood;
+  for (int i = 0; i < 40; i++) flood.push_back(rawTunnel(lab, "10.77.0.12"));
+  ASSERT_TRUE(lab.two_events.wait(
+      [](const AccessRecord& each) { return each.reason == Reason::kTooManyConnections; }));
+  for (int i = 0; i < 50 && lab.two->stats().handshake_failures < 36; i++) std::this_thread::sleep_for(100ms);
+  EXPECT_EQ(lab.two->stats().handshake_failures, 36u);
+  EXPECT_TRUE(stillOpen(waiting));
+  EXPECT_FALSE(stillOpen(flood[0])) << "the oldest goes";
+  EXPECT_TRUE(stillOpen(flood[39])) << "the newest stays";
+  auto good = lab.authority.issue(Lab::kClientUri);
+  EXPECT_TRUE(TlsClient(std::move(waiting), {&good}).accepted);
+}
+
+TEST(EngineShare, WhenAllPlacesAreTakenTheOldestHandshakeMakesRoom) {
+  signal(SIGPIPE, SIG_IGN);
+  Lab lab([](EngineConfig& config) { config.max_descriptors = 200; });
+  addAddresses(lab);
+  std::vector<Tcp> flood;
+  for (int i = 0; i < 16; i++) flood.push_back(rawTunnel(lab, "10.77.0.1" + std::to_string(1 + i % 4)));
+  auto good = lab.authority.issue(Lab::kClientUri);
+  // At the first attempt, and although nobody's time is up.
+  EXPECT_TRUE(TlsClient(lab, {&good}).accepted);
+  EXPECT_EQ(lab.two->stats().handshake_failures, 1u);
+  auto record = lab.two_events.wait([](const AccessRecord& each) { return each.inbound; });
+  ASSERT_TRUE(record);
+  EXPECT_EQ(record->reason, Reason::kTooManyConnections);
+  EXPECT_EQ(record->source.ip.toString(), "10.77.0.11");
+}
+
+// Reads nothing, and lets the application send as much as it likes.
+TEST(EngineStall, APeerThatSendsAndNeverReadsIsClosed) {
+  signal(SIGPIPE, SIG_IGN);
+  Lab lab([](EngineConfig& config) {
+    config.ping_interval = 200ms;
+    config.ping_timeout = 1000ms;
+  });
+  Tcp listener = listenOn(lab.server, 8080);
+  auto good = lab.authority.issue(Lab::kClientUri);
+  TlsClient client(lab, {&good, TLS1_3_VERSION, "h2", 4096});
+  ASSERT_TRUE(client.accepted);
+  ASSERT_TRUE(client.write(kPreface + windowFrame(0, 1u << 30) + connectFrame(1, "10.77.0.2:8080") +
+                           windowFrame(1, 1u << 30)));
+  Tcp far = acceptFrom(listener);
+  ASSERT_TRUE(far);
+  std::thread sender([&] { far.send(std::string(64u << 20, 'x')); });
+  auto open = [&] { return lab.two->stats().hbone_connections; };
+  for (int i = 0; i < 150 && open() > 0; i++) {
+    client.write(windowFrame(0, 1));  // alive, in a way
+    std::this_thread::sleep_for(100ms);
+  }
+  EXPECT_EQ(open(), 0u);
+  far.abort();
+  sender.join();
+  auto record = lab.two_events.wait([](const AccessRecord& each) { return each.inbound; });
+  ASSERT_TRUE(record);
+  EXPECT_EQ(record->reason, Reason::kTunnelLost);
+  EXPECT_EQ(record->detail, "the peer does not read");
+}
+
+TEST(EngineStall, APeerThatSendsAndNeverAnswersPingIsClosed) {
+  signal(SIGPIPE, SIG_IGN);
+  Lab lab([](EngineConfig& config) {
+    config.ping_interval = 200ms;
+    config.ping_timeout = 400ms;
+  });
+  auto good = lab.authority.issue(Lab::kClientUri);
+  TlsClient client(lab, {&good});
+  ASSERT_TRUE(client.accepted);
+  ASSERT_TRUE(client.write(kPreface));
+  auto open = [&] { return lab.two->stats().hbone_connections; };
+  for (int i = 0; i < 100 && open() > 0; i++) {
+    client.write(windowFrame(0, 1));
+    std::this_thread::sleep_for(50ms);
+  }
+  EXPECT_EQ(open(), 0u);
+}
+
+// Two engines that answer each other, with data all the while and with none.
+TEST(EngineStall, ATunnelThatAnswersStays) {
+  Lab lab([](EngineConfig& config) {
+    config.ping_interval = 100ms;
+    config.ping_timeout = 3000ms;
+  });
+  Tcp listener = listenOn(lab.server, 8080);
+  Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
+  Tcp far = acceptFrom(listener);
+  ASSERT_TRUE(near && far);
+  auto until = std::chrono::steady_clock::now() + 2s;
+  std::string chunk(256u << 10, 'b');
+  std::thread reader([&] { far.receiveAll(); });
+  while (std::chrono::steady_clock::now() < until) ASSERT_TRUE(near.send(chunk));
+  std::this_thread::sleep_for(1s);
+  ASSERT_TRUE(near.send(chunk));
+  near.finish();
+  reader.join();
+  EXPECT_EQ(lab.one->stats().handshakes, 1u);
+}
+
 TEST(EngineShare, OnePodLeavesDescriptorsToOthers) {
   Lab lab([](EngineConfig& config) { config.max_descriptors = 100; });
   Tcp listener = listenOn(lab.server, 8080);
@@ -202,39 +315,29 @@ TEST(EngineShare, OnePodLeavesDescriptorsToOthers) {
 }
 
 TEST(BufferShare, WhoStallsIsHeldBackAndNobodyElse) {
-  BufferBudget whole;
+  constexpr uint64_t kCap = 256u << 20, kPodCap = kCap / 4;
+  BufferBudget whole(kCap);
   std::vector<std::unique_ptr<BufferBudget>> stalled;
-  for (int i = 0; i < 5; i++) stalled.push_back(std::make_unique<BufferBudget>(&whole));
-  BufferBudget quiet(&whole);
+  for (int i = 0; i < 4; i++) stalled.push_back(std::make_unique<BufferBudget>(whole));
+  BufferBudget quiet(whole);
   quiet.add(1u << 20);
-  stalled[0]->add(BufferBudget::kPodCap + 1);
+  stalled[0]->add(kPodCap / 2 + 1);
+  EXPECT_TRUE(stalled[0]->pressed());
+  EXPECT_FALSE(stalled[0]->exceeded());
+  stalled[0]->add(kPodCap / 2);
   EXPECT_TRUE(stalled[0]->exceeded());
+  EXPECT_FALSE(stalled[0]->spent(1));
+  EXPECT_TRUE(stalled[0]->spent(kPodCap / 4));
   EXPECT_FALSE(quiet.exceeded());
-  for (int i = 1; i < 5; i++) stalled[i]->add(BufferBudget::kPodCap);
+  for (int i = 1; i < 4; i++) stalled[i]->add(kPodCap);
   EXPECT_TRUE(whole.exceeded());
+  EXPECT_TRUE(quiet.wholeExceeded());
   for (auto& each : stalled) EXPECT_TRUE(each->exceeded());
   EXPECT_FALSE(quiet.exceeded());
+  EXPECT_FALSE(quiet.spent(1));
+  EXPECT_TRUE(quiet.spent(kCap / 4)) << "not more than five quarters of the whole's cap";
   for (auto& each : stalled) each->subtract(each->used());
   EXPECT_EQ(whole.used(), quiet.used());
-}
-
-class Throwing final : public Pollable {
- public:
-  void onEvents(uint32_t) override { throw std::bad_alloc(); }
-  void onFault() override { faults++; }
-  int faults = 0;
-};
-
-TEST(LoopFault, AnExceptionEndsOneConnectionOnly) {
-  Loop loop;
-  int pair[2];
-  ASSERT_EQ(pipe(pair), 0);
-  Fd in(pair[0]), out(pair[1]);
-  Throwing target;
-  loop.add(out.get(), EPOLLOUT, &target);
-  loop.turn(1000);
-  EXPECT_EQ(target.faults, 1);
-  loop.remove(out.get());
 }
 
 // A thread that could not enter a pod's namespace must not dial from where it happens to be.

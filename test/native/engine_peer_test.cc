@@ -6,9 +6,12 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstring>
+#include <thread>
 
 #include "lab.h"
 #include "peer.h"
@@ -31,10 +34,20 @@ class EnginePeer : public testing::Test {
     EXPECT_EQ(record->reason, reason) << record->detail;
     EXPECT_FALSE(record->established);
     EXPECT_FALSE(record->detail.empty());
+    said = record->detail;
+    // The same in the metric's labels.
+    bool counted = false;
+    for (auto& sample : lab.two->traffic()) {
+      bool flagged = std::find(sample.labels.begin(), sample.labels.end(), reasonResponseFlag(reason)) !=
+                     sample.labels.end();
+      if (sample.failed == 1 && sample.opened == 0 && flagged) counted = true;
+    }
+    EXPECT_TRUE(counted);
     EXPECT_EQ(lab.two->stats().handshake_failures, 1u);
     EXPECT_EQ(lab.two->stats().hbone_connections, 0u);
   }
   Lab lab;
+  std::string said;  // detail of the refusal
 };
 
 TEST_F(EnginePeer, AcceptsAMeshCertificate) {
@@ -98,6 +111,124 @@ TEST_F(EnginePeer, RefusesACertificateNotMadeForClients) {
   Authority::Request request{Lab::kClientUri, -300, 3600, false};
   auto server_only = lab.authority.issue(request);
   refused({&server_only}, Reason::kPeerUntrusted);
+}
+
+TEST_F(EnginePeer, RefusesAClientWhoseRootExpired) {
+  Authority old("old root", -60);
+  lab.two->removeCertificate(Lab::kServerUri);
+  auto trusting = lab.authority.issue(Lab::kServerUri);
+  trusting.roots_pem += old.pem();  // its root is known, and is out of date
+  lab.two->setCertificate(Lab::kServerUri, trusting);
+  auto leaf = old.issue(Lab::kClientUri);
+  refused({&leaf}, Reason::kPeerUntrusted);
+  EXPECT_NE(said.find("expired"), std::string::npos) << said;
+}
+
+TEST_F(EnginePeer, AcceptsAChainAndRefusesOneThatIsTooDeep) {
+  Authority last = lab.authority;
+  for (int i = 0; i < 8; i++) last = last.intermediate("intermediate " + std::to_string(i));
+  auto within = last.issue(Lab::kClientUri);
+  EXPECT_TRUE(TlsClient(lab, {&within}).accepted);
+  EXPECT_EQ(lab.two->stats().handshake_failures, 0u);
+  auto beyond = last.intermediate("one too many").issue(Lab::kClientUri);
+  for (int i = 0; i < 50 && lab.two->stats().hbone_connections > 0; i++) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  refused({&beyond}, Reason::kPeerUntrusted);
+  EXPECT_NE(said.find("too long"), std::string::npos) << said;
+}
+
+// As rustls does in ztunnel: an extension that is there must name the purpose, none at all is any purpose.
+TEST_F(EnginePeer, TakesACertificateWithoutExtendedKeyUsage) {
+  Authority::Request request{Lab::kClientUri};
+  request.usage = "none";
+  auto any = lab.authority.issue(request);
+  EXPECT_TRUE(TlsClient(lab, {&any}).accepted);
+}
+
+TEST_F(EnginePeer, RefusesACertificateForAnotherPurpose) {
+  Authority::Request request{Lab::kClientUri};
+  request.usage = "codeSigning";
+  auto other = lab.authority.issue(request);
+  refused({&other}, Reason::kPeerUntrusted);
+  EXPECT_NE(said.find("purpose"), std::string::npos) << said;
+}
+
+TEST_F(EnginePeer, TheFirstUriThatParsesIsTheIdentity) {
+  Authority::Request request{"https://not.an.identity/"};
+  request.more_uris =
+      std::string(",URI:") + Lab::kClientUri + ",URI:spiffe://cluster.local/ns/default/sa/second";
+  auto several = lab.authority.issue(request);
+  // Refused by policy, whose record names who it was.
+  Policy deny;
+  deny.name = "deny";
+  deny.ns = "default";
+  deny.action = Policy::Action::kDeny;
+  PolicyMatch match;
+  match.principals.any_of = {{StringMatch::Kind::kExact, "cluster.local/ns/default/sa/client"}};
+  deny.rules = {{{match}}};
+  StateDelta delta;
+  delta.policies = {deny};
+  Workload changed = lab.workload("server", Lab::kServerIp, "two");
+  changed.authorization_policies = {deny.key()};
+  delta.workloads = {changed};
+  lab.apply(delta);
+  TlsClient client(lab, {&several});
+  ASSERT_TRUE(client.accepted);
+  ASSERT_TRUE(client.write(kPreface + connectFrame(1, "10.77.0.2:8080")));
+  auto record = lab.two_events.wait([](const AccessRecord& each) { return each.inbound; });
+  ASSERT_TRUE(record);
+  EXPECT_EQ(record->reason, Reason::kPolicyDenied) << record->detail;
+  EXPECT_EQ(record->source_identity, Lab::kClientUri);
+}
+
+// Not the second, be it ever so welcome.
+TEST_F(EnginePeer, AFirstIdentityOfAnotherTrustDomainIsNotMadeGoodByASecond) {
+  Authority::Request request{"spiffe://other.domain/ns/default/sa/client"};
+  request.more_uris = std::string(",URI:") + Lab::kClientUri;
+  auto both = lab.authority.issue(request);
+  refused({&both}, Reason::kPeerUntrusted);
+  EXPECT_NE(said.find("other.domain"), std::string::npos) << said;
+}
+
+TEST_F(EnginePeer, RemovingThePodDuringAHandshakeEndsIt) {
+  Tcp tcp = rawTunnel(lab);
+  tcp.send("\x16\x03\x01");  // a ClientHello that never goes on
+  for (int i = 0; i < 50 && lab.two->connections().empty() && i < 3; i++) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  lab.two->removePod("server-uid");
+  EXPECT_EQ(tcp.receiveAll(), "");
+  auto record = lab.two_events.wait([](const AccessRecord& each) { return each.inbound; });
+  ASSERT_TRUE(record);
+  EXPECT_EQ(record->reason, Reason::kDrained);
+  EXPECT_FALSE(record->established);
+  EXPECT_EQ(lab.two->stats().handshake_failures, 1u);
+  EXPECT_EQ(lab.two->stats().hbone_connections, 0u);
+  // And nothing of the pod's share stays taken.
+  lab.two->addPod({"server-uid", "server", "default", "server", lab.server.duplicate()});
+  lab.two->connections();
+  auto good = lab.authority.issue(Lab::kClientUri);
+  EXPECT_TRUE(TlsClient(lab, {&good}).accepted);
+}
+
+// A handshake goes on with what it began with, and the next one has the new certificate.
+TEST_F(EnginePeer, ReplacingTheCertificateDuringAHandshakeDoesNotDisturbIt) {
+  Tcp tcp = rawTunnel(lab);
+  lab.two->connections();
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  Authority next("next root");
+  lab.two->setCertificate(Lab::kServerUri, next.issue(Lab::kServerUri));
+  lab.two->connections();
+  auto old = lab.authority.issue(Lab::kClientUri), fresh = next.issue(Lab::kClientUri);
+  EXPECT_TRUE(TlsClient(std::move(tcp), {&old}).accepted) << "began under the old root";
+  EXPECT_FALSE(TlsClient(lab, {&old}).accepted);
+  EXPECT_TRUE(TlsClient(lab, {&fresh}).accepted);
+  auto record = lab.two_events.wait([](const AccessRecord& each) { return each.inbound; });
+  ASSERT_TRUE(record);
+  EXPECT_EQ(record->reason, Reason::kPeerUntrusted);
+  EXPECT_EQ(lab.two->stats().handshakes, 2u);
+  EXPECT_EQ(lab.two->stats().handshake_failures, 1u);
 }
 
 TEST_F(EnginePeer, RefusesTls12) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -32,6 +33,7 @@ class EngineStream : public testing::Test {
     EXPECT_TRUE(near && far) << strerror(errno);
     return {std::move(near), std::move(far)};
   }
+  explicit EngineStream(std::function<void(EngineConfig&)> adjust = nullptr) : lab(std::move(adjust)) {}
   Lab lab;
   Tcp listener;
 };
@@ -158,6 +160,80 @@ TEST_F(EngineStream, AReaderThatStallsDoesNotStallOthers) {
   for (std::string part; !(part = stalled_far.receive(1u << 20)).empty();) drained += part.size();
   EXPECT_EQ(drained, filled);
   EXPECT_EQ(lab.two->stats().buffered_bytes, 0u);
+}
+
+// Applications that showed that they read, and then stopped, all within one tunnel.
+class EngineStalls : public EngineStream {
+ protected:
+  using EngineStream::EngineStream;
+  // Sends until nothing is taken for a while.
+  static void fill(const Tcp& to) {
+    std::string chunk(64u << 10, 's');
+    for (pollfd ready{to.fd(), POLLOUT, 0}; poll(&ready, 1, 100) == 1 && (ready.revents & POLLOUT) != 0;) {
+      if (send(to.fd(), chunk.data(), chunk.size(), MSG_DONTWAIT | MSG_NOSIGNAL) < 0) return;
+    }
+  }
+  void stall(int count, uint64_t taken_first) {
+    int small = 32u << 10;
+    setsockopt(listener.fd(), SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    for (int i = 0; i < count; i++) {
+      stalled.push_back(open());
+      auto& [near, far] = stalled.back();
+      int buffer = 128u << 10;
+      setsockopt(near.fd(), SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer);
+      if (taken_first == 0) continue;
+      std::thread sender([&to = near, taken_first] { to.send(std::string(taken_first, 't')); });
+      far.receive(taken_first);
+      sender.join();
+    }
+    for (auto& [near, far] : stalled) {
+      fill(near);
+      most = std::max(most, lab.two->stats().buffered_bytes);
+    }
+    most = std::max(most, lab.two->stats().buffered_bytes);
+  }
+  // A further connection of the same tunnel moves this many bytes.
+  void others(uint64_t bytes) {
+    int large = 4u << 20;
+    setsockopt(listener.fd(), SOL_SOCKET, SO_RCVBUF, &large, sizeof large);
+    auto [near, far] = open();
+    uint64_t good = 0;
+    std::thread sender([&, &to = near] { sendWords(to, bytes, 5); });
+    good = countGoodWords(far, 5);
+    sender.join();
+    EXPECT_EQ(good, bytes);
+    most = std::max(most, lab.two->stats().buffered_bytes);
+  }
+  std::vector<std::pair<Tcp, Tcp>> stalled;
+  uint64_t most = 0;
+};
+
+TEST_F(EngineStalls, OfOneTunnelHoldNoMoreThanItsWindowsAndStallNobodyElse) {
+  stall(60, 16u << 20);
+  EXPECT_GT(most, 8u << 20) << "they do hold something";
+  // The connection's window, and for each stream its first window, in chunks of 32 KiB.
+  EXPECT_LT(most, (16u << 20) + 60 * (96u << 10));
+  others(32u << 20);
+  EXPECT_EQ(lab.one->stats().hbone_connections, 1u);
+  // And none was cut for it.
+  EXPECT_GE(lab.two->stats().open_connections, 60u);
+}
+
+class EngineBuffers : public EngineStalls {
+ protected:
+  EngineBuffers() : EngineStalls([](EngineConfig& config) { config.max_buffered = 8u << 20; }) {}
+};
+
+TEST_F(EngineBuffers, StayBelowTheirBoundByCuttingThoseWhoDoNotRead) {
+  stall(60, 0);  // a pod's share is 2 MiB, so not all of these find a place
+  EXPECT_LE(most, (2u << 20) / 4 * 5);
+  auto record =
+      lab.two_events.wait([](const AccessRecord& each) { return each.reason == Reason::kBuffersFull; });
+  ASSERT_TRUE(record);
+  EXPECT_TRUE(record->inbound);
+  std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+  others(32u << 20);
+  EXPECT_LE(most, (2u << 20) / 4 * 5);
 }
 
 TEST_F(EngineStream, ManyConnectionsAtOnce) {

@@ -12,7 +12,7 @@ namespace ebbtide::test {
 namespace {
 
 TEST(ByteQueue, KeepsOrderAcrossChunksAndGivesMemoryBack) {
-  BufferBudget budget;
+  BufferBudget budget(1u << 20);
   ByteQueue queue(budget);
   std::string in, out;
   for (int i = 0; i < 3000; i++) {

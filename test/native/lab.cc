@@ -69,8 +69,8 @@ void setTimeouts(int fd) {
 
 }  // namespace
 
-Authority::Authority(const std::string& name) : key_(newKey()) {
-  certificate_ = newCertificate(key_.get(), name, -600, 7200);
+Authority::Authority(const std::string& name, long valid_to_s) : key_(newKey()) {
+  certificate_ = newCertificate(key_.get(), name, -600, valid_to_s);
   X509_set_issuer_name(certificate_.get(), X509_get_subject_name(certificate_.get()));
   addExtension(certificate_.get(), certificate_.get(), NID_basic_constraints, "critical,CA:TRUE");
   addExtension(certificate_.get(), certificate_.get(), NID_key_usage, "critical,keyCertSign,cRLSign");
@@ -78,19 +78,35 @@ Authority::Authority(const std::string& name) : key_(newKey()) {
   pem_ = pemOf([&](BIO* bio) { return PEM_write_bio_X509(bio, certificate_.get()); });
 }
 
+Authority Authority::intermediate(const std::string& name) const {
+  Authority made(*this);
+  made.key_ = newKey();
+  made.certificate_ = newCertificate(made.key_.get(), name, -600, 7200);
+  X509* raw = made.certificate_.get();
+  X509_set_issuer_name(raw, X509_get_subject_name(certificate_.get()));
+  addExtension(raw, certificate_.get(), NID_basic_constraints, "critical,CA:TRUE");
+  addExtension(raw, certificate_.get(), NID_key_usage, "critical,keyCertSign,cRLSign");
+  X509_sign(raw, key_.get(), EVP_sha256());
+  made.chain_ = pemOf([&](BIO* bio) { return PEM_write_bio_X509(bio, raw); }) + chain_;
+  return made;
+}
+
 CertificateBundle Authority::issue(const Request& request) const {
   auto key = newKey();
   auto certificate = newCertificate(key.get(), "", request.valid_from_s, request.valid_to_s);
   X509_set_issuer_name(certificate.get(), X509_get_subject_name(certificate_.get()));
   addExtension(certificate.get(), certificate_.get(), NID_key_usage, "critical,digitalSignature");
-  addExtension(certificate.get(), certificate_.get(), NID_ext_key_usage,
-               request.client_auth ? "serverAuth,clientAuth" : "serverAuth");
+  std::string usage = request.client_auth ? "serverAuth,clientAuth" : "serverAuth";
+  if (!request.usage.empty()) usage = request.usage;
+  if (usage != "none") addExtension(certificate.get(), certificate_.get(), NID_ext_key_usage, usage);
   if (!request.uri.empty()) {
-    addExtension(certificate.get(), certificate_.get(), NID_subject_alt_name, "critical,URI:" + request.uri);
+    addExtension(certificate.get(), certificate_.get(), NID_subject_alt_name,
+                 "critical,URI:" + request.uri + request.more_uris);
   }
   X509_sign(certificate.get(), key_.get(), EVP_sha256());
   CertificateBundle bundle;
   bundle.chain_pem = pemOf([&](BIO* bio) { return PEM_write_bio_X509(bio, certificate.get()); });
+  bundle.chain_pem += chain_;
   bundle.key_pem = pemOf([&](BIO* bio) {
     return PEM_write_bio_PKCS8PrivateKey(bio, key.get(), nullptr, nullptr, 0, nullptr, nullptr);
   });
@@ -258,6 +274,16 @@ void Collector::onAccess(std::vector<AccessRecord> records) {
 void Collector::onCertificateNeeded(const std::string& identity) {
   std::lock_guard lock(mutex_);
   needed_.push_back(identity);
+}
+
+void Collector::onFault(const char* where, const char* what) {
+  std::lock_guard lock(mutex_);
+  faults_.push_back(std::string(where) + ": " + what);
+}
+
+std::vector<std::string> Collector::faults() {
+  std::lock_guard lock(mutex_);
+  return faults_;
 }
 
 std::shared_ptr<AccessRecord> Collector::wait(const std::function<bool(const AccessRecord&)>& fits,

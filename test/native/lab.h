@@ -25,8 +25,13 @@ class Authority {
     long valid_from_s = -300;  // from now
     long valid_to_s = 3600;
     bool client_auth = true;
+    std::string more_uris = "";  // further SANs as OpenSSL writes them: ",URI:.."
+    std::string usage = "";      // extended key usage; "none" for no such extension, "" as client_auth says
   };
-  explicit Authority(const std::string& name = "test root");
+  explicit Authority(const std::string& name = "test root", long valid_to_s = 7200);
+  // An intermediate, signed by this one. What it issues comes with the chain up to the root, which is this
+  // one's.
+  Authority intermediate(const std::string& name) const;
   CertificateBundle issue(const Request& request) const;
   CertificateBundle issue(const std::string& uri) const {
     Request request;
@@ -38,7 +43,7 @@ class Authority {
  private:
   std::shared_ptr<EVP_PKEY> key_;
   std::shared_ptr<X509> certificate_;
-  std::string pem_;
+  std::string pem_, chain_;  // chain_: certificates between what is issued and the root
 };
 
 // A network namespace that lives as long as the object.
@@ -91,16 +96,19 @@ class Collector final : public EngineEvents {
  public:
   void onAccess(std::vector<AccessRecord> records) override;
   void onCertificateNeeded(const std::string& identity) override;
+  void onFault(const char* where, const char* what) override;
   // The first record that fits, waiting at most `seconds`; null when none came.
   std::shared_ptr<AccessRecord> wait(const std::function<bool(const AccessRecord&)>& fits, int seconds = 10);
   size_t count();
   std::vector<std::string> needed();
+  // "where: what" of each fault.
+  std::vector<std::string> faults();
 
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<AccessRecord> records_;
-  std::vector<std::string> needed_;
+  std::vector<std::string> needed_, faults_;
 };
 
 // Node "one" has the pod 10.77.0.1 ("client"), node "two" the pod 10.77.0.2 ("server").

@@ -214,6 +214,7 @@ describe('the proxy as a whole, over a recording engine', () => {
         handshakeFailures: 4,
         bufferedBytes: 5,
         accessRecordsDropped: 6,
+        faults: 7,
       };
     }
     async drain(ms: number): Promise<void> {

@@ -132,6 +132,11 @@ export class Metrics {
     this.#counter('ebbtide_tls_handshakes_total', 'TLS handshakes completed', () => stats().handshakes);
     this.#counter('ebbtide_tls_handshake_failures_total', 'TLS handshakes failed', () => stats().handshakeFailures);
     this.#counter(
+      'ebbtide_engine_faults_total',
+      'Failures inside the engine, each of which ended one connection or one attempt of a task',
+      () => stats().faults,
+    );
+    this.#counter(
       'ebbtide_access_records_dropped_total',
       'Connections without access log line: they ended faster than lines could be made',
       () => stats().accessRecordsDropped,

@@ -4,7 +4,7 @@ import type { Engine } from '../../../src/proxy/engine.js';
 import { checkOpenssl, createEngine, explainLoadFailure, trafficLabelNames } from '../../../src/proxy/native-engine.js';
 import { delta, options, workload } from './options.ts';
 
-const quiet = { onAccess: () => {}, onCertificateNeeded: () => {} };
+const quiet = { onAccess: () => {}, onCertificateNeeded: () => {}, onFault: () => {} };
 
 /** Neither of the right type anywhere nor harmless: what an argument, or a field of one, is replaced by. */
 const garbage: readonly unknown[] = [
@@ -68,6 +68,7 @@ describe('the binding of the engine', () => {
       handshakeFailures: 0,
       bufferedBytes: 0,
       accessRecordsDropped: 0,
+      faults: 0,
     });
     expect(trafficLabelNames()).toHaveLength(27);
   });

@@ -1,0 +1,245 @@
+// What fails inside the engine fails alone: exceptions in every kind of work, memory that runs out at any
+// moment, descriptors that the kernel does not watch.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "faults.h"
+#include "lab.h"
+#include "loop.h"
+#include "peer.h"
+
+namespace ebbtide::test {
+namespace {
+
+using namespace std::chrono_literals;
+
+class Throwing final : public Pollable {
+ public:
+  void onEvents(uint32_t) override { throw std::bad_alloc(); }
+  void onFault(const char* what) override {
+    faults++;
+    said = what;
+    if (stubborn-- > 0) throw std::bad_alloc();
+  }
+  int faults = 0, stubborn = 0;
+  std::string said;
+};
+
+TEST(LoopFault, AnExceptionEndsOneConnectionOnly) {
+  Loop loop;
+  std::vector<std::string> told;
+  loop.onFault(
+      [&](const char* where, const char* what) { told.push_back(std::string(where) + ": " + what); });
+  int pair[2];
+  ASSERT_EQ(pipe(pair), 0);
+  Fd in(pair[0]), out(pair[1]);
+  Throwing target;
+  loop.add(out.get(), EPOLLOUT, target);
+  loop.turn(1000);
+  EXPECT_EQ(target.faults, 1);
+  EXPECT_EQ(loop.faults(), 1u);
+  EXPECT_EQ(told, std::vector<std::string>{"connection: std::bad_alloc"});
+  loop.remove(out.get(), target);
+}
+
+TEST(LoopFault, AnEndThatThrowsIsTriedAgain) {
+  Loop loop;
+  Throwing target;
+  target.stubborn = 2;
+  loop.guard("test", &target, [] { throw std::runtime_error("on purpose"); });
+  EXPECT_EQ(target.said, "on purpose");
+  for (int i = 0; i < 5; i++) loop.turn(0);
+  EXPECT_EQ(target.faults, 3);
+}
+
+TEST(LoopFault, AnExceptionOfATimerEndsItsOwnerOnly) {
+  Loop loop;
+  Throwing owner;
+  int fired = 0;
+  Timer bad([] { throw std::bad_alloc(); }, &owner), good([&] { fired++; });
+  loop.arm(bad, 0);
+  loop.arm(good, 0);
+  loop.turn(0);
+  EXPECT_EQ(owner.faults, 1);
+  EXPECT_EQ(fired, 1);
+  EXPECT_FALSE(bad.armed());
+}
+
+TEST(LoopFault, ATimerOfNobodyIsTriedAgain) {
+  Loop loop;
+  int calls = 0;
+  Timer timer([&] {
+    if (++calls < 3) throw 7;  // of any type
+  });
+  loop.arm(timer, 0);
+  for (int i = 0; i < 20 && calls < 3; i++) loop.turn(100);
+  EXPECT_EQ(calls, 3);
+  EXPECT_EQ(loop.faults(), 2u);
+  EXPECT_FALSE(timer.armed());
+}
+
+TEST(LoopFault, TasksThatThrowAreRunAgainInOrderAndInTheEndLeftOut) {
+  Loop loop;
+  std::string order;
+  int failures = 2;
+  loop.post([&] {
+    if (failures-- > 0) throw std::bad_alloc();
+    order += 'a';
+  });
+  loop.post([] { throw std::bad_alloc(); });
+  loop.post([&] { order += 'c'; });
+  for (int i = 0; i < 50 && order.size() < 2; i++) loop.turn(100);
+  EXPECT_EQ(order, "ac");
+  EXPECT_EQ(loop.faults(), 12u);
+}
+
+TEST(LoopFault, ADescriptorThatTheKernelDoesNotWatchIsSaid) {
+  Loop loop;
+  Throwing target;
+  Fd file(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+  loop.add(file.get(), EPOLLIN, target);  // EPERM: nothing to poll about a file
+  EXPECT_EQ(target.faults, 0);
+  loop.turn(0);
+  EXPECT_EQ(target.faults, 1);
+  EXPECT_NE(target.said.find("Operation not permitted"), std::string::npos) << target.said;
+  EXPECT_EQ(loop.faults(), 1u);
+}
+
+class EngineFault : public testing::Test {
+ protected:
+  void SetUp() override {
+    signal(SIGPIPE, SIG_IGN);
+    listener = listenOn(lab.server, 8080);
+    echo = std::thread([this] {
+      while (!stop) {
+        Tcp accepted = acceptFrom(listener);
+        if (accepted)
+          std::thread(
+              [](Tcp each) {
+                for (std::string byte; !(byte = each.receive(1)).empty() && each.send(byte);) {
+                }
+              },
+              std::move(accepted))
+              .detach();
+      }
+    });
+  }
+  void TearDown() override {
+    faults::failAllocation(0);
+    faults::failWatching(0);
+    stop = true;
+    shutdown(listener.fd(), SHUT_RDWR);
+    echo.join();
+  }
+  bool echoes() {
+    Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
+    if (!near) return false;
+    timeval limit{2, 0};
+    setsockopt(near.fd(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    return near.send("e") && near.receive(1) == "e";
+  }
+  bool echoesSoon() {
+    for (int i = 0; i < 20; i++) {
+      if (echoes()) return true;
+      std::this_thread::sleep_for(50ms);
+    }
+    return false;
+  }
+  uint64_t faultsOfBoth() { return lab.one->stats().faults + lab.two->stats().faults; }
+
+  Lab lab;
+  Tcp listener;
+  std::thread echo;
+  std::atomic<bool> stop{false};
+};
+
+// Every allocation between connect() and the last byte, and of a new tunnel, fails once.
+TEST_F(EngineFault, MemoryMayRunOutAtAnyMomentOfAConnection) {
+  auto open = [&] { return lab.one->stats().open_connections + lab.two->stats().open_connections; };
+  int64_t reached = 0;
+  for (int64_t n = 1; n < reached + 20; n++) {
+    // Every other one over a new tunnel.
+    if (n % 2 == 0) lab.one->setCertificate(Lab::kClientUri, lab.authority.issue(Lab::kClientUri));
+    lab.one->connections();
+    faults::failAllocation(n);
+    echoes();
+    for (int i = 0; i < 100 && open() > 0; i++) std::this_thread::sleep_for(2ms);
+    if (faults::allocationFailed()) reached = n;
+    faults::failAllocation(0);
+    // Long before anything would time out.
+    for (int i = 0; i < 1500 && open() > 0; i++) std::this_thread::sleep_for(2ms);
+    ASSERT_EQ(open(), 0u) << "after the failure of allocation " << n;
+    if (n % 16 == 0) {
+      ASSERT_TRUE(echoesSoon()) << "after the failure of allocation " << n;
+    }
+  }
+  EXPECT_GT(reached, 30);
+  EXPECT_GT(faultsOfBoth(), 20u);
+  EXPECT_FALSE(lab.one_events.faults().empty());
+  ASSERT_TRUE(echoesSoon());
+}
+
+// The messages of the controlling thread.
+TEST_F(EngineFault, MemoryMayRunOutAtAnyMomentOfATask) {
+  ASSERT_TRUE(echoes());
+  for (int64_t n = 1; n <= 40; n++) {
+    faults::failAllocation(n);
+    lab.two->removePod("server-uid");
+    lab.two->addPod({"server-uid", "server", "default", "server", lab.server.duplicate()});
+    lab.two->setCertificate(Lab::kServerUri, lab.authority.issue(Lab::kServerUri));
+    lab.one->apply({});
+    lab.one->connections();
+    lab.two->connections();
+    faults::failAllocation(0);
+    if (n % 5 == 0) {
+      ASSERT_TRUE(echoesSoon()) << "after the failure of allocation " << n;
+    }
+  }
+  EXPECT_GT(faultsOfBoth(), 5u);
+}
+
+TEST_F(EngineFault, AConnectionThatTheKernelDoesNotWatchIsRefusedAndSaid) {
+  faults::failWatching(1);
+  Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
+  EXPECT_TRUE(near.isReset());
+  auto record = lab.one_events.wait([](const AccessRecord& each) { return !each.inbound; });
+  ASSERT_TRUE(record);
+  EXPECT_EQ(record->reason, Reason::kInternal);
+  EXPECT_NE(record->detail.find("No space left on device"), std::string::npos) << record->detail;
+  EXPECT_EQ(lab.one->stats().faults, 1u);
+  EXPECT_EQ(lab.one_events.faults().size(), 1u);
+  EXPECT_TRUE(echoes());
+}
+
+TEST_F(EngineFault, ATunnelThatTheKernelDoesNotWatchIsRefusedAndSaid) {
+  faults::failWatching(1);
+  auto good = lab.authority.issue(Lab::kClientUri);
+  TlsClient client(lab, {&good});
+  EXPECT_FALSE(client.accepted);
+  auto record = lab.two_events.wait([](const AccessRecord& each) { return each.inbound; });
+  ASSERT_TRUE(record);
+  EXPECT_EQ(record->reason, Reason::kInternal);
+  EXPECT_EQ(lab.two->stats().handshake_failures, 1u);
+  EXPECT_EQ(lab.two->stats().faults, 1u);
+  EXPECT_TRUE(TlsClient(lab, {&good}).accepted);
+}
+
+TEST_F(EngineFault, AListenerThatTheKernelDoesNotWatchIsTriedAgain) {
+  lab.two->removePod("server-uid");
+  faults::failWatching(3);
+  lab.two->addPod({"server-uid", "server", "default", "server", lab.server.duplicate()});
+  EXPECT_TRUE(echoesSoon());
+  EXPECT_EQ(lab.two->stats().faults, 3u);
+}
+
+}  // namespace
+}  // namespace ebbtide::test
