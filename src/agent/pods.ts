@@ -1,11 +1,20 @@
 /** All pods of this node: which are wanted, by the manifests; which are here, by the kernel; and what becomes of each. */
 import { decideEnrolment, type NotEnrolledReason } from '../mesh/enrolment.js';
-import { addressesOf, namespaceOf, type ObjectSet, type Pod, serviceAccountOf } from '../mesh/kubernetes.js';
-import { BYPASS_INBOUND_ANNOTATION, NETNS_ANNOTATION } from '../mesh/labels.js';
+import { addressesOf, namespaceOf, type Pod, serviceAccountOf } from '../mesh/kubernetes.js';
+import {
+  BYPASS_INBOUND_ANNOTATION,
+  CONFIG_HASH_ANNOTATION,
+  DNS_CAPTURE_ANNOTATION,
+  EXCLUDED_NAMESPACES,
+  MIRROR_ANNOTATION,
+  NETNS_ANNOTATION,
+  REDIRECTION_ANNOTATION,
+} from '../mesh/labels.js';
 import type { Logger } from '../mesh/log.js';
 import type { Capture, CaptureStatus } from './capture.js';
 import { EnrolledPod, type PodProxies, type PodState, type WantedPod } from './enrolled-pod.js';
 import type { NetnsFinder } from './pod-netns.js';
+import type { NodeObjects } from './source.js';
 import type { ZdsWorkload } from './zds-connection.js';
 import type { ProxyView } from './zds-server.js';
 
@@ -28,13 +37,35 @@ export interface PodReport {
   readonly capture: CaptureStatus | undefined;
 }
 
+/** A pod of this node in the light of what this process knows: cheap, the datapath is not asked. */
+export interface PodOutlook {
+  readonly uid: string;
+  readonly namespace: string;
+  readonly name: string;
+  /** Whether the pod belongs in the mesh. */
+  readonly wanted: boolean;
+  readonly state: PodReport['state'];
+  /** Whether the newest proxy serves it. */
+  readonly served: boolean;
+  /** As in the report. */
+  readonly reason: string;
+  /** Tries to enrol it that failed in a row. */
+  readonly failedTries: number;
+  /** Value of annotation ambient.istio.io/redirection as it was last seen. */
+  readonly redirection: string | undefined;
+}
+
 export interface PodsOptions {
   readonly nodeName: string;
+  /** Namespaces whose pods are never captured; default: kube-system. */
+  readonly excludedNamespaces?: readonly string[];
   readonly capture: Capture;
   readonly proxies: PodProxies & { view(uid: string): ProxyView };
   readonly netns: NetnsFinder;
   readonly log: Logger;
   readonly random?: () => number;
+  /** Called when a pod's state or reason is another one. */
+  changed?(): void;
 }
 
 interface Seen {
@@ -42,8 +73,10 @@ interface Seen {
   readonly namespace: string;
   readonly name: string;
   readonly reason: NotEnrolledReason | '';
-  readonly netnsPath: string | undefined;
-  readonly addresses: readonly string[];
+  readonly pod: WantedPod;
+  readonly redirection: string | undefined;
+  /** An annotation that asks for what is not done. */
+  readonly dnsCapture: string | undefined;
 }
 
 export class Pods {
@@ -55,6 +88,8 @@ export class Pods {
   readonly #adoptedNetns = new Map<bigint, string>();
   #seen = new Map<string, Seen>();
   #verify: NodeJS.Timeout | undefined;
+  /** Since the start of the process. */
+  readonly counters = { failedTries: 0 };
 
   constructor(options: PodsOptions) {
     this.#options = options;
@@ -72,7 +107,7 @@ export class Pods {
    * Takes a whole state of the cluster.
    * @param complete false while a file cannot be read: a pod that is not there may be in it, so none is taken for deleted
    */
-  apply(objects: ObjectSet, complete: boolean): void {
+  apply(objects: NodeObjects, complete: boolean): void {
     const namespaces = new Map(objects.namespaces.map((namespace) => [namespace.metadata.name, namespace]));
     const seen = new Map<string, Seen>();
     for (const pod of objects.pods) {
@@ -85,10 +120,15 @@ export class Pods {
         this.#options.log.error({ event: 'uid_taken', uid, namespace, pod: name, other }, 'two pods have the same uid');
         continue;
       }
-      const decision = decideEnrolment(pod, namespaces.get(namespace));
-      const { netnsPath, addresses } = wantedOf(pod);
-      seen.set(uid, { uid, namespace, name, reason: decision.enrol ? '' : decision.reason, netnsPath, addresses });
-      if (decision.enrol) this.#want(wantedOf(pod));
+      const { excludedNamespaces = EXCLUDED_NAMESPACES } = this.#options;
+      const decision = decideEnrolment(pod, namespaces.get(namespace), excludedNamespaces);
+      const wanted = wantedOf(pod);
+      const dnsCapture = pod.metadata.annotations?.[DNS_CAPTURE_ANNOTATION];
+      const redirection = pod.metadata.annotations?.[REDIRECTION_ANNOTATION];
+      const reason = decision.enrol ? '' : decision.reason;
+      seen.set(uid, { uid, namespace, name, reason, pod: wanted, redirection, dnsCapture });
+      if (decision.enrol && dnsCapture !== this.#seen.get(uid)?.dnsCapture) this.#noteDns(pod, dnsCapture);
+      if (decision.enrol) this.#want(wanted);
       else this.#unwant(uid, decision.reason);
     }
     this.#seen = seen;
@@ -111,10 +151,10 @@ export class Pods {
     }
     const adopted = this.#adoptedNetns.get(cookie);
     if (adopted !== undefined) return adopted;
-    for (const { namespace, name, netnsPath, addresses } of this.#seen.values()) {
-      if (netnsPath === undefined) continue;
+    for (const { namespace, name, pod } of this.#seen.values()) {
+      if (pod.addresses.length === 0) continue;
       try {
-        const netns = this.#options.netns.open(netnsPath, addresses);
+        const netns = this.#options.netns.open(pod);
         this.#options.netns.close(netns);
         if (netns.cookie === cookie) return `${namespace}/${name}`;
       } catch {
@@ -147,6 +187,31 @@ export class Pods {
       reports.push({ ...pod, capture: captures.get(uid) });
     }
     return reports;
+  }
+
+  /** Every pod of this node that its manifests or the API tell of, without asking the datapath. */
+  outlooks(): PodOutlook[] {
+    return [...this.#seen.values()].map(({ uid, namespace, name, reason, redirection }) => {
+      const pod = this.#enrolled.get(uid);
+      const served = pod?.state === 'captured' && this.#options.proxies.view(uid).serves;
+      const own =
+        pod === undefined
+          ? ({ state: this.#adopted.has(uid) ? 'adopted' : 'not enrolled', reason } as const)
+          : this.#describe(pod);
+      const failedTries = pod?.failedTries ?? 0;
+      const { state } = own;
+      return {
+        uid,
+        namespace,
+        name,
+        wanted: reason === '',
+        state,
+        served,
+        reason: own.reason,
+        failedTries,
+        redirection,
+      };
+    });
   }
 
   /** Lets every pod go at once and tells the proxies. Resolves when these have answered. */
@@ -182,7 +247,12 @@ export class Pods {
         log,
         adopted: this.#adopted.delete(wanted.uid),
         ...(random === undefined ? {} : { random }),
-        left: ({ uid }) => this.#enrolled.delete(uid),
+        failed: () => this.counters.failedTries++,
+        changed: () => this.#options.changed?.(),
+        left: ({ uid }) => {
+          this.#enrolled.delete(uid);
+          this.#options.changed?.();
+        },
       });
       this.#enrolled.set(wanted.uid, pod);
     }
@@ -196,6 +266,22 @@ export class Pods {
     const delay = reason === 'has ended' ? 0 : UNLABEL_DELAY_MS;
     if (pod !== undefined) pod.leave(reason, delay);
     else this.#drop(uid, reason);
+  }
+
+  #noteDns(pod: Pod, value: string | undefined): void {
+    if (value === undefined) return;
+    const { uid, name } = pod.metadata;
+    this.#options.log.info(
+      {
+        event: 'annotation_ignored',
+        uid,
+        namespace: namespaceOf(pod),
+        pod: name,
+        annotation: DNS_CAPTURE_ANNOTATION,
+        value,
+      },
+      'DNS is not captured, whatever this annotation says',
+    );
   }
 
   /** Lets go what is in no manifest any more. */
@@ -228,6 +314,7 @@ function wantedOf(pod: Pod): WantedPod {
     name: pod.metadata.name,
     serviceAccount: serviceAccountOf(pod),
     netnsPath: annotations[NETNS_ANNOTATION] || undefined,
+    cgroupUid: (annotations[MIRROR_ANNOTATION] && annotations[CONFIG_HASH_ANNOTATION]) || pod.metadata.uid,
     addresses: addressesOf(pod),
     bypassInbound: TRUE.includes(annotations[BYPASS_INBOUND_ANNOTATION] ?? ''),
   };

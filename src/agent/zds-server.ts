@@ -1,7 +1,9 @@
 /** The ZDS server: several proxies may be connected, the newest of which gets the pods. Protocol: Istio's zds.proto. */
+import { readFileSync } from 'node:fs';
 import type { Logger } from '../mesh/log.js';
 import { listenSeqpacket } from '../mesh/native-seqpacket.js';
 import type { SeqpacketConnection, SeqpacketServer } from '../mesh/seqpacket.js';
+import { startTicksOf } from './pod-processes.js';
 import { ConnectionLost, ProxyRefusal, ZdsConnection, type ZdsWorkload } from './zds-connection.js';
 
 /** No proxy is connected that could take a pod. */
@@ -19,6 +21,8 @@ export interface ZdsPods {
   trustProxy(pid: number): void;
   /** Called when a trusted process has ended. */
   distrustProxy(pid: number): void;
+  /** Called when what the newest proxy makes of a pod may be another thing than before. */
+  viewChanged?(): void;
 }
 
 /** What a proxy made of a pod. */
@@ -29,12 +33,21 @@ const MAX_CONNECTIONS = 16;
 /** Trusted processes are looked at again this often, and before a pod is told of. */
 const RECHECK_MS = 1000;
 
+/** When a process was started, in ticks after boot; 0 where it has ended. */
+function startOf(pid: number): bigint {
+  try {
+    return startTicksOf(readFileSync(`/proc/${pid}/stat`, 'utf8'));
+  } catch {
+    return 0n;
+  }
+}
+
 export class ZdsServer {
   readonly #path: string;
   readonly #log: Logger;
   readonly #pods: ZdsPods;
   readonly #open = new Set<ZdsConnection>();
-  /** Greeted, oldest first. */
+  /** Greeted; by the start of their processes, oldest first: after a new agent has come they connect again in any order. */
   readonly #ready: ZdsConnection[] = [];
   readonly #trusted = new Set<number>();
   /** Last error of each pod that the newest proxy does not serve. */
@@ -117,9 +130,11 @@ export class ZdsServer {
     try {
       await connection.add(workload);
       this.#errors.delete(uid);
+      this.#pods.viewChanged?.();
     } catch (error) {
       if (error instanceof ProxyRefusal) {
         this.#errors.set(uid, `the proxy cannot serve it: ${error.message}`);
+        this.#pods.viewChanged?.();
         this.#log.warn(
           { event: 'zds_add_refused', uid, namespace, pod: name, proxy: connection.pid, error: error.message },
           'the proxy cannot serve a pod; the pod stays captured and has no network for TCP until it can',
@@ -179,6 +194,8 @@ export class ZdsServer {
     }
     this.#trusted.add(pid);
     this.#ready.push(connection);
+    const started = new Map(this.#ready.map((each) => [each, startOf(each.pid)]));
+    this.#ready.sort((a, b) => Number((started.get(a) ?? 0n) - (started.get(b) ?? 0n)));
     this.#errors.clear();
     const workloads = this.#pods.workloads();
     this.#log.info({ event: 'zds_connected', proxy: pid, pods: workloads.length }, 'a proxy is connected');
@@ -203,6 +220,7 @@ export class ZdsServer {
     if (index >= 0) this.#ready.splice(index, 1);
     this.#log.warn({ event: 'zds_disconnected', proxy: connection.pid, reason }, 'a proxy is disconnected');
     if (this.#closing) return;
+    this.#pods.viewChanged?.();
     const newest = this.#ready.at(-1);
     if (wasNewest && newest !== undefined) {
       // What was told to the newest only must be told to the one that is the newest now.
