@@ -1,9 +1,11 @@
 /** An agent that has its node: programs attached, pods on their way into the mesh, proxies told of them. */
 import type { Logger } from '../mesh/log.js';
-import type { Capture, CaptureStatus } from './capture.js';
+import type { Capture, CaptureStatus, HeldPod, HeldTotals } from './capture.js';
+import type { Kubelet, KubeletSearch } from './kubelet.js';
 import { releaseBpffs } from './mounts.js';
 import { type NetnsFinder, processNetns } from './pod-netns.js';
 import { Pods } from './pods.js';
+import { Prober } from './prober.js';
 import type { PodProgress } from './progress.js';
 import { misplaced } from './proxy-place.js';
 import type { AgentSettings } from './settings.js';
@@ -17,6 +19,8 @@ export interface ActiveOptions {
   /** Closed by this agent. */
   readonly capture: Capture;
   readonly netns: NetnsFinder;
+  /** Where the kubelet is looked for, whose probes are to reach pods; undefined: nobody probes. */
+  readonly kubelet: { readonly search: KubeletSearch; readonly found: Kubelet | undefined } | undefined;
   problems(): readonly SourceProblem[];
   /** Whether a pod is of the agent's own DaemonSet, or of its namespace where any proxy may be. */
   isProxyPod(name: string): boolean;
@@ -33,6 +37,7 @@ export class ActiveAgent {
   readonly #options: ActiveOptions;
   readonly #zds: ZdsServer;
   readonly #pods: Pods;
+  readonly #prober: Prober | undefined;
   #status: Awaited<ReturnType<typeof serveStatus>> | undefined;
 
   constructor(options: ActiveOptions) {
@@ -60,6 +65,8 @@ export class ActiveAgent {
       log,
       changed: () => options.changed(),
     });
+    const { kubelet } = options;
+    if (kubelet !== undefined) this.#prober = new Prober(capture, kubelet.search, log, kubelet.found);
   }
 
   /**
@@ -101,6 +108,11 @@ export class ActiveAgent {
     return this.#options.capture.status();
   }
 
+  /** How new pods are and were held; read from the kernel. */
+  holding(): { readonly pods: readonly HeldPod[]; readonly totals: HeldTotals } {
+    return { pods: this.#options.capture.held(), totals: this.#options.capture.heldTotals() };
+  }
+
   get proxies(): number {
     return this.#zds.proxies().length;
   }
@@ -137,6 +149,7 @@ export class ActiveAgent {
   #stop(): void {
     // The status socket before anything else goes: its file must be gone when another agent makes its own.
     this.#status?.close();
+    this.#prober?.stop();
     this.#pods.stop();
     this.#zds.close();
   }

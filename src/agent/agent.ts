@@ -4,10 +4,13 @@ import type { HttpListener } from '../mesh/http.js';
 import type { Logger } from '../mesh/log.js';
 import { ActiveAgent, podsPending } from './active.js';
 import { apiSource } from './api-source.js';
+import type { Capture } from './capture.js';
 import { CniNamespaces } from './cni-netns.js';
 import { OwnDaemonSet } from './daemonset.js';
+import { findKubelet, isRunning, type Kubelet, type KubeletSearch } from './kubelet.js';
 import { manifestSource } from './manifest-source.js';
 import { openCapture } from './native-capture.js';
+import { closeFd, openNetns } from './netns.js';
 import { PodEvents } from './pod-events.js';
 import { kernelNetns, type NetnsFinder } from './pod-netns.js';
 import { PodProcesses } from './pod-processes.js';
@@ -20,6 +23,17 @@ import { Takeover } from './takeover.js';
 
 /** States are looked at again this often without a change: what is late is told. */
 const TICK_MS = 1000;
+/** The kubelet is looked for no more often than this while there is no capture, in milliseconds. */
+const SEEK_MS = 2000;
+
+function canOpen(path: string): boolean {
+  try {
+    closeFd(openNetns(path));
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 /** A running agent. */
 export class Agent {
@@ -33,6 +47,11 @@ export class Agent {
   readonly #events: PodEvents | undefined;
   readonly #daemonSet: OwnDaemonSet | undefined;
   readonly #takeover: Takeover;
+  readonly #kubeletSearch: KubeletSearch | undefined;
+  #kubelet: Kubelet | undefined;
+  #soughtMs = Number.NEGATIVE_INFINITY;
+  /** Path of the node's network namespace, where it is not this process's own. */
+  #hostNetns: string | undefined;
   #durations: number[] = [];
   #latest: { readonly objects: NodeObjects; readonly complete: boolean } | undefined;
   #active: ActiveAgent | undefined;
@@ -50,6 +69,7 @@ export class Agent {
     const { manifests, kubeconfig, nodeName, ownPod, hostProc } = settings;
     this.#progress = new Progress((ms) => this.#durations.push(ms / 1000));
     if (manifests === undefined) {
+      this.#kubeletSearch = { proc: hostProc, port: settings.kubeletPort, nodeName };
       this.#api = openApi({ kubeconfig, userAgent: 'ebbtide-agent' });
       this.#source = apiSource(this.#api, nodeName, log);
       this.#redirections = new Redirections(this.#api, log);
@@ -58,7 +78,7 @@ export class Agent {
       this.#netns = kernelNetns({
         processes: new PodProcesses({ proc: hostProc }),
         mounted: new CniNamespaces(settings.cniNetns),
-        hostNetnsPath: `${hostProc}/1/ns/net`,
+        hostNetnsPath: () => this.#hostNetns ?? `${hostProc}/1/ns/net`,
       });
     } else {
       this.#source = manifestSource(manifests, log);
@@ -67,7 +87,7 @@ export class Agent {
     this.#takeover = new Takeover({
       statusSocket: settings.statusSocket,
       log,
-      open: () => openCapture({ cgroup: settings.cgroup, pinDirectory: settings.pinDirectory }),
+      open: () => this.#openCapture(),
       begin: (capture) => this.#begin(capture),
     });
   }
@@ -160,14 +180,40 @@ export class Agent {
     }
   }
 
-  async #begin(capture: ReturnType<typeof openCapture>): Promise<void> {
+  /** @throws CaptureError */
+  #openCapture(): Capture {
+    const { cgroup, pinDirectory, hold, hostProc, hostNetns } = this.#settings;
+    if (this.#kubeletSearch !== undefined) {
+      // Tried again and again while another agent has the node, but looked for only every now and then.
+      const now = performance.now();
+      const stale = this.#kubelet === undefined || !isRunning(this.#kubeletSearch, this.#kubelet);
+      if (stale && now - this.#soughtMs > SEEK_MS) {
+        this.#soughtMs = now;
+        this.#kubelet = findKubelet(this.#kubeletSearch);
+      }
+      const ofKubelet = this.#kubelet === undefined ? undefined : `${hostProc}/${this.#kubelet.pid}/ns/net`;
+      this.#hostNetns = [hostNetns, ofKubelet, `${hostProc}/1/ns/net`].find(
+        (path) => path !== undefined && canOpen(path),
+      );
+    }
+    return openCapture({
+      cgroup,
+      pinDirectory,
+      ...(this.#hostNetns === undefined ? {} : { hostNetns: this.#hostNetns }),
+      ...(hold === undefined ? {} : { hold }),
+    });
+  }
+
+  async #begin(capture: Capture): Promise<void> {
     const { cgroup, pinDirectory, nodeName, takeOver } = this.#settings;
-    this.#log.info({ event: 'capture_open', cgroup, pins: pinDirectory }, 'programs are attached');
+    const hostNetns = this.#hostNetns ?? 'its own';
+    this.#log.info({ event: 'capture_open', cgroup, pins: pinDirectory, hostNetns }, 'programs are attached');
     const active: ActiveAgent = new ActiveAgent({
       settings: this.#settings,
       log: this.#log,
       capture,
       netns: this.#netns,
+      kubelet: this.#kubeletSearch === undefined ? undefined : { search: this.#kubeletSearch, found: this.#kubelet },
       problems: () => this.#source.problems(),
       isProxyPod: (name) => isSibling(name, this.#latest?.objects.pods ?? [], this.#settings),
       ...(takeOver ? { handOver: () => this.#handOver() } : {}),
@@ -234,6 +280,7 @@ export class Agent {
       sources: {
         pods: () => (this.#active === undefined ? [] : this.#progress.latest),
         captures: () => this.#active?.captures() ?? [],
+        holding: () => this.#active?.holding(),
         proxies: () => this.#active?.proxies ?? 0,
         active: () => this.#active !== undefined,
         sourceInOrder: () => this.#source.synced && this.#source.problems().length === 0,

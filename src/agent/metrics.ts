@@ -1,6 +1,6 @@
 /** The agent's metrics in Prometheus' format. No label names a pod: their number has no bound. */
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
-import type { CaptureStatus } from './capture.js';
+import type { CaptureStatus, HeldPod, HeldTotals } from './capture.js';
 import type { PodProgress } from './progress.js';
 
 /** Where the figures come from; asked on scrape. */
@@ -8,6 +8,8 @@ export interface MetricSources {
   pods(): readonly PodProgress[];
   /** From the datapath; empty while another agent has the node. */
   captures(): readonly CaptureStatus[];
+  /** How new pods are and were held; undefined while another agent has the node. */
+  holding(): { readonly pods: readonly HeldPod[]; readonly totals: HeldTotals } | undefined;
   proxies(): number;
   /** Whether this agent has the node. */
   active(): boolean;
@@ -116,6 +118,7 @@ export class AgentMetrics {
       () => sources.counters().eventsFailed,
     );
     this.#captureMetrics(sources);
+    this.#holdMetrics(sources);
   }
 
   get contentType(): string {
@@ -124,6 +127,64 @@ export class AgentMetrics {
 
   render(): Promise<string> {
     return this.#registry.metrics();
+  }
+
+  #holdMetrics(sources: MetricSources): void {
+    const registers = [this.#registry];
+    const observed = new Set<string>();
+    let holding: ReturnType<MetricSources['holding']>;
+    const held = (): readonly HeldPod[] => holding?.pods.filter((pod) => pod.held) ?? [];
+    const duration = new Histogram({
+      name: 'ebbtide_agent_held_duration_seconds',
+      help: 'How long pods that came were held, from their cgroup to their capture or the decision to leave them alone',
+      buckets: BUCKETS,
+      registers,
+      collect() {
+        // One look into the kernel a scrape.
+        holding = sources.holding();
+        const there = new Set(holding?.pods.map(({ uid }) => uid));
+        for (const uid of observed) if (!there.has(uid)) observed.delete(uid);
+        for (const pod of holding?.pods ?? []) {
+          if (pod.held || observed.has(pod.uid)) continue;
+          observed.add(pod.uid);
+          duration.observe(pod.heldMs / 1000);
+        }
+      },
+    });
+    const gauge = (name: string, help: string, read: () => number): void => {
+      new Gauge({
+        name: `ebbtide_agent_${name}`,
+        help,
+        registers,
+        collect() {
+          this.set(read());
+        },
+      });
+    };
+    gauge('held_pods', 'New pods that are held now', () => held().length);
+    gauge(
+      'held_longest_seconds',
+      'How long the pod that is held longest is held',
+      () => Math.max(0, ...held().map(({ heldMs }) => heldMs)) / 1000,
+    );
+    const totals = {
+      new_pods: ['pods', 'Pods that appeared since holding began'],
+      new_pods_unseen: ['unseen', 'Pods that could not be held, because there was no room for them'],
+      held_connects_refused: ['refusedConnects', 'Connects of pods that failed because nothing was decided about them'],
+      held_connects_delayed: ['delayedConnects', 'Connects of pods that had to wait for their capture'],
+      held_inbound_dropped: ['refusedInbound', 'Packets to listening sockets of held pods that were dropped'],
+    } as const satisfies Record<string, readonly [keyof HeldTotals, string]>;
+    for (const [name, [key, help]] of Object.entries(totals)) {
+      new Counter({
+        name: `ebbtide_agent_${name}_total`,
+        help,
+        registers,
+        collect() {
+          this.reset();
+          this.inc(holding?.totals[key] ?? 0);
+        },
+      });
+    }
   }
 
   /** Sums over the pods that are captured now: they fall when a pod goes, so they are gauges, but rates of them are of use. */
@@ -137,6 +198,10 @@ export class AgentMetrics {
       refused_connections: ['Connects of captured pods that were refused', (each) => each.refusedConnections],
       guard_drops: ['Packets of captured pods that did not come from the proxy, dropped', (each) => each.guardDrops],
       flows: ['Connections of captured pods that are open now', (each) => BigInt(each.flows)],
+      probe_connections: [
+        'Connections of the kubelet that reached pods past the proxy',
+        (each) => each.probeConnections,
+      ],
       inherited_connections: [
         'Connections that were open before capture, still open',
         (each) => BigInt(each.inheritedConnections),

@@ -32,7 +32,7 @@ export interface NetnsSearch {
   readonly processes: PodProcesses;
   readonly mounted: CniNamespaces;
   /** Network namespace of the node, which may not be the agent's own. */
-  readonly hostNetnsPath: string;
+  hostNetnsPath(): string;
 }
 
 /** Text of an address in one spelling, so that two can be compared. */
@@ -63,13 +63,17 @@ export function processNetns(pid: number | 'self'): bigint {
  */
 export function kernelNetns(search?: NetnsSearch): NetnsFinder {
   const nodes = new Set([processNetns('self')]);
-  if (search !== undefined) {
-    try {
-      nodes.add(cookieAt(search.hostNetnsPath));
-    } catch {
-      // Process 1 may be out of reach where the agent is no pod; it runs in the network of the node then.
+  // Asked when it is needed: it may become known later.
+  const isNodes = (cookie: bigint): boolean => {
+    if (nodes.size === 1 && search !== undefined) {
+      try {
+        nodes.add(cookieAt(search.hostNetnsPath()));
+      } catch {
+        // Process 1 may be out of reach where the agent is no pod; it runs in the network of the node then.
+      }
     }
-  }
+    return nodes.has(cookie);
+  };
   /** @param inode that it must have: a process id may have become another process's */
   const verified = (path: string, wanted: ReadonlySet<string>, inode?: bigint): PodNetns => {
     const fd = openNetns(path);
@@ -77,7 +81,7 @@ export function kernelNetns(search?: NetnsSearch): NetnsFinder {
       const cookie = netnsCookie(fd);
       const found = netnsInode(fd);
       if (inode !== undefined && found !== inode) throw new Error(`${path} is another one than a moment ago`);
-      if (nodes.has(cookie)) throw new Error(`${path} is the network namespace of the node itself, not of a pod`);
+      if (isNodes(cookie)) throw new Error(`${path} is the network namespace of the node itself, not of a pod`);
       const held = netnsAddresses(fd);
       if (!held.some((address) => wanted.has(canonical(address)))) {
         throw new Error(`${path} has none of the pod's addresses ${[...wanted].join(', ')}; it has ${held.join(', ')}`);

@@ -11,10 +11,11 @@ import {
   REDIRECTION_ANNOTATION,
 } from '../mesh/labels.js';
 import type { Logger } from '../mesh/log.js';
-import type { Capture, CaptureStatus } from './capture.js';
+import type { Capture, CaptureStatus, HeldPod, PodVerdict } from './capture.js';
 import { EnrolledPod, type PodProxies, type PodState, type WantedPod } from './enrolled-pod.js';
 import type { NetnsFinder } from './pod-netns.js';
 import type { NodeObjects } from './source.js';
+import { type JudgedPod, Verdicts } from './verdicts.js';
 import type { ZdsWorkload } from './zds-connection.js';
 import type { ProxyView } from './zds-server.js';
 
@@ -35,6 +36,8 @@ export interface PodReport {
   readonly reason: string;
   /** From the datapath; undefined where the kernel does not know the pod. */
   readonly capture: CaptureStatus | undefined;
+  /** How it was held until it was captured, where it came after holding began. */
+  readonly held?: HeldPod;
 }
 
 /** A pod of this node in the light of what this process knows: cheap, the datapath is not asked. */
@@ -86,6 +89,7 @@ export class Pods {
   readonly #adopted = new Set<string>();
   /** By SO_NETNS_COOKIE. */
   readonly #adoptedNetns = new Map<bigint, string>();
+  readonly #verdicts: Verdicts;
   #seen = new Map<string, Seen>();
   #verify: NodeJS.Timeout | undefined;
   /** Since the start of the process. */
@@ -93,6 +97,7 @@ export class Pods {
 
   constructor(options: PodsOptions) {
     this.#options = options;
+    this.#verdicts = new Verdicts(options.capture, options.log);
     for (const { uid, state, cookie } of options.capture.adopted()) {
       this.#adopted.add(uid);
       this.#adoptedNetns.set(cookie, uid);
@@ -110,6 +115,7 @@ export class Pods {
   apply(objects: NodeObjects, complete: boolean): void {
     const namespaces = new Map(objects.namespaces.map((namespace) => [namespace.metadata.name, namespace]));
     const seen = new Map<string, Seen>();
+    const judged: JudgedPod[] = [];
     for (const pod of objects.pods) {
       if (pod.spec?.nodeName !== this.#options.nodeName) continue;
       const { uid, name } = pod.metadata;
@@ -126,12 +132,14 @@ export class Pods {
       const dnsCapture = pod.metadata.annotations?.[DNS_CAPTURE_ANNOTATION];
       const redirection = pod.metadata.annotations?.[REDIRECTION_ANNOTATION];
       const reason = decision.enrol ? '' : decision.reason;
+      judged.push({ cgroupUid: wanted.cgroupUid, verdict: verdictOf(pod, reason, namespaces.has(namespace)) });
       seen.set(uid, { uid, namespace, name, reason, pod: wanted, redirection, dnsCapture });
       if (decision.enrol && dnsCapture !== this.#seen.get(uid)?.dnsCapture) this.#noteDns(pod, dnsCapture);
       if (decision.enrol) this.#want(wanted);
       else this.#unwant(uid, decision.reason);
     }
     this.#seen = seen;
+    this.#verdicts.apply(judged, complete);
     if (complete) this.#forget();
   }
 
@@ -167,14 +175,17 @@ export class Pods {
   /** Every pod of this node, with what the datapath says of those it knows. */
   report(): PodReport[] {
     const captures = new Map(this.#options.capture.status().map((status) => [status.uid, status]));
+    const held = new Map(this.#options.capture.held().map((pod) => [pod.uid, pod]));
     const reports: PodReport[] = [];
-    for (const { uid, namespace, name, reason } of this.#seen.values()) {
+    for (const { uid, namespace, name, reason, pod: wanted } of this.#seen.values()) {
       const pod = this.#enrolled.get(uid);
       const capture = captures.get(uid);
+      const holding = held.get(wanted.cgroupUid);
+      const heldPart = holding === undefined ? {} : { held: holding };
       if (pod === undefined) {
         const state = this.#adopted.has(uid) ? 'adopted' : 'not enrolled';
-        reports.push({ uid, namespace, name, wanted: reason === '', state, reason, capture });
-      } else reports.push({ ...this.#describe(pod), wanted: reason === '', capture });
+        reports.push({ uid, namespace, name, wanted: reason === '', state, reason, capture, ...heldPart });
+      } else reports.push({ ...this.#describe(pod), wanted: reason === '', capture, ...heldPart });
     }
     for (const pod of this.#enrolled.values()) {
       if (this.#seen.has(pod.uid)) continue;
@@ -301,6 +312,12 @@ export class Pods {
       this.#options.log.error({ event: 'release_failed', uid, err: error }, 'a pod captured before cannot be let go');
     }
   }
+}
+
+/** What is decided about a pod before it runs; undefined while its namespace is not known, which may be labelled. */
+function verdictOf(pod: Pod, reason: NotEnrolledReason | '', namespaceKnown: boolean): PodVerdict | undefined {
+  if (reason === '' || (reason === 'has no address yet' && pod.spec?.hostNetwork !== true)) return 'mesh';
+  return namespaceKnown || reason !== 'not labelled' ? 'plain' : undefined;
 }
 
 /** What Go's strconv.ParseBool takes for true, by which Istio reads the annotation. */

@@ -2,7 +2,7 @@
 import { join, resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import { EXCLUDED_NAMESPACES } from '../mesh/labels.js';
-import { PIN_DIRECTORY_NAME } from './capture.js';
+import { type HoldOptions, PIN_DIRECTORY_NAME } from './capture.js';
 import type { OwnPod } from './daemonset.js';
 import { checkCapabilities, checkCgroup } from './machine.js';
 import { DEFAULT_BPFFS, provideBpffs, provideCgroupRoot } from './mounts.js';
@@ -21,6 +21,12 @@ export interface AgentSettings {
   readonly excludedNamespaces: readonly string[];
   /** The node's /proc, of its pid namespace. */
   readonly hostProc: string;
+  /** Path of the node's network namespace; undefined: the kubelet's. */
+  readonly hostNetns: string | undefined;
+  /** Port by which the kubelet is known. */
+  readonly kubeletPort: number;
+  /** What becomes of new pods until they are decided about and captured; undefined: none is held. */
+  readonly hold: HoldOptions | undefined;
   /** Where the container runtime mounts network namespaces. */
   readonly cniNetns: string;
   /** Path of the ZDS socket. */
@@ -55,6 +61,10 @@ export interface RawOptions {
   readonly bpffs: string;
   readonly hostProc: string;
   readonly cniNetns: string;
+  readonly hostNetns?: string;
+  readonly kubeletPort: string;
+  readonly hold?: 'refuse' | 'allow' | 'off';
+  readonly podCgroup?: string;
   readonly port?: string;
   readonly keep?: boolean;
   readonly takeOver?: boolean;
@@ -97,6 +107,32 @@ export function addOptions(command: Command): Command {
       new Option('--host-proc <dir>', "the node's /proc, by which network namespaces of pods are found")
         .default('/proc')
         .env('EBBTIDE_HOST_PROC'),
+    )
+    .addOption(
+      new Option(
+        '--host-netns <path>',
+        "the node's network namespace (default: the kubelet's, or that of process 1)",
+      ).env('EBBTIDE_HOST_NETNS'),
+    )
+    .addOption(
+      new Option('--kubelet-port <port>', 'port by which the kubelet is known, whose probes reach captured pods')
+        .default('10250')
+        .env('EBBTIDE_KUBELET_PORT'),
+    )
+    .addOption(
+      new Option(
+        '--hold <how>',
+        'new pods until it is known whether they belong in the mesh, also while no agent runs: refuse them TCP, allow it ' +
+          'in clear, or hold none at all, also not until they are captured (default: refuse, off with --manifests)',
+      )
+        .choices(['refuse', 'allow', 'off'])
+        .env('EBBTIDE_HOLD'),
+    )
+    .addOption(
+      new Option(
+        '--pod-cgroup <dir>',
+        "directory of cgroup2 below which this node's pods are, where several nodes share a kernel (default: all)",
+      ).env('EBBTIDE_POD_CGROUP'),
     )
     .addOption(
       new Option('--cni-netns <dir>', 'where the container runtime mounts network namespaces')
@@ -176,6 +212,9 @@ type ClusterSettings = Pick<
   | 'excludedNamespaces'
   | 'hostProc'
   | 'cniNetns'
+  | 'hostNetns'
+  | 'kubeletPort'
+  | 'hold'
   | 'port'
   | 'readyPatienceMs'
   | 'takeOver'
@@ -212,16 +251,24 @@ export function clusterSettings(options: RawOptions, env: NodeJS.ProcessEnv): Cl
       .filter((each) => each !== ''),
     hostProc: resolve(options.hostProc),
     cniNetns: resolve(options.cniNetns),
-    port: portOf(options.port || (byApi ? String(DEFAULT_PORT) : 'none')),
+    hostNetns: options.hostNetns || undefined,
+    kubeletPort: portOf('--kubelet-port', options.kubeletPort) ?? 0,
+    hold: holdOf(options.hold ?? (byApi ? 'refuse' : 'off'), options.podCgroup),
+    port: portOf('--port', options.port || (byApi ? String(DEFAULT_PORT) : 'none')),
     readyPatienceMs: Number(patience) * 1000,
     takeOver: options.takeOver ?? byApi,
     keep: options.keep ?? keepByEnv ?? (byApi ? undefined : false),
   };
 }
 
-function portOf(text: string): number | undefined {
+function holdOf(how: 'refuse' | 'allow' | 'off', podCgroup: string | undefined): HoldOptions | undefined {
+  if (how === 'off') return undefined;
+  return { undecided: how, ...(podCgroup ? { podCgroup: resolve(podCgroup) } : {}) };
+}
+
+function portOf(flag: string, text: string): number | undefined {
   if (text === 'none') return undefined;
   const port = /^\d{1,5}$/.test(text) ? Number(text) : Number.NaN;
-  if (!(port <= 65_535)) throw new Error(`--port is ${JSON.stringify(text)}; give a port, 0 for any, or "none"`);
+  if (!(port <= 65_535)) throw new Error(`${flag} is ${JSON.stringify(text)}; give a port, 0 for any, or "none"`);
   return port;
 }

@@ -43,6 +43,7 @@ describe('settings', () => {
     bpffs: '/sys/fs/bpf',
     hostProc: '/proc',
     cniNetns: '/var/run/netns',
+    kubeletPort: '10250',
     proxyNetns: 'own',
   } as const;
   it.each([[undefined], [''], ['../x'], ['UPPER']])('refuse NODE_NAME %s', (name) => {
@@ -51,7 +52,12 @@ describe('settings', () => {
   const cluster = { ...raw, manifests: '' };
   const inPod = { KUBERNETES_SERVICE_HOST: '10.0.0.1' };
   it('are for a folder of manifests: no port, everything removed at the end, no other agent asked', () => {
-    expect(clusterSettings(raw, inPod)).toMatchObject({ port: undefined, keep: false, takeOver: false });
+    expect(clusterSettings(raw, inPod)).toMatchObject({
+      port: undefined,
+      keep: false,
+      takeOver: false,
+      hold: undefined,
+    });
   });
   it('are for the Kubernetes API in a pod: a port, pods kept unless the DaemonSet is deleted, the node taken over', () => {
     const env = { ...inPod, POD_NAME: 'a', POD_NAMESPACE: 'mesh' };
@@ -63,6 +69,7 @@ describe('settings', () => {
       ownPod: { name: 'a', namespace: 'mesh' },
       excludedNamespaces: ['kube-system'],
       readyPatienceMs: 30_000,
+      hold: { undecided: 'refuse' },
     });
     const more = { ...env, EXCLUDE_NAMESPACES: ' a, ,b', EBBTIDE_KEEP_ON_EXIT: 'false' };
     expect(clusterSettings({ ...cluster, port: '0', takeOver: false }, more)).toMatchObject({
