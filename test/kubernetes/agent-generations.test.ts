@@ -24,7 +24,17 @@ const agents: AgentProcess[] = [];
 const proxies: ZdsProxy[] = [];
 
 function startAgent(env: NodeJS.ProcessEnv = OWN, ...flags: string[]): AgentProcess {
-  const argv = ['--kubeconfig', server.kubeconfig(), '--bpffs', bpffs, '--port', '0', ...flags];
+  const argv = [
+    '--kubeconfig',
+    server.kubeconfig(),
+    '--bpffs',
+    bpffs,
+    '--port',
+    '0',
+    '--pod-cgroup',
+    node.cgroup,
+    ...flags,
+  ];
   const started = new AgentProcess(argv, { NODE_NAME: NODE, INPOD_UDS: socket, ...env });
   agents.push(started);
   return started;
