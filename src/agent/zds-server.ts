@@ -49,6 +49,8 @@ export class ZdsServer {
   readonly #open = new Set<ZdsConnection>();
   /** Greeted; by the start of their processes, oldest first: after a new agent has come they connect again in any order. */
   readonly #ready: ZdsConnection[] = [];
+  /** Greeted, and left alone while another proxy serves the pods. */
+  readonly #standby = new Set<ZdsConnection>();
   readonly #trusted = new Set<number>();
   /** Last error of each pod that the newest proxy does not serve. */
   readonly #errors = new Map<string, string>();
@@ -193,6 +195,17 @@ export class ZdsServer {
       return;
     }
     this.#trusted.add(pid);
+    if (connection.standby && this.#ready.length > 0) {
+      this.#standby.add(connection);
+      this.#log.info({ event: 'zds_standby', proxy: pid }, 'a proxy is connected that cannot serve pods yet');
+      return;
+    }
+    this.#serve(connection);
+  }
+
+  /** Tells a proxy of all pods; from here on it is one of those that serve them. */
+  #serve(connection: ZdsConnection): void {
+    const { pid } = connection;
     this.#ready.push(connection);
     const started = new Map(this.#ready.map((each) => [each, startOf(each.pid)]));
     this.#ready.sort((a, b) => Number((started.get(a) ?? 0n) - (started.get(b) ?? 0n)));
@@ -215,12 +228,21 @@ export class ZdsServer {
 
   #ended(connection: ZdsConnection, reason: string): void {
     this.#open.delete(connection);
+    this.#standby.delete(connection);
     const wasNewest = this.#ready.at(-1) === connection;
     const index = this.#ready.indexOf(connection);
     if (index >= 0) this.#ready.splice(index, 1);
     this.#log.warn({ event: 'zds_disconnected', proxy: connection.pid, reason }, 'a proxy is disconnected');
     if (this.#closing) return;
     this.#pods.viewChanged?.();
+    if (this.#ready.length === 0) {
+      // Better one that is not ready than none: what it cannot decide yet waits there.
+      for (const waiting of [...this.#standby]) {
+        this.#standby.delete(waiting);
+        this.#serve(waiting);
+      }
+      return;
+    }
     const newest = this.#ready.at(-1);
     if (wasNewest && newest !== undefined) {
       // What was told to the newest only must be told to the one that is the newest now.

@@ -59,7 +59,7 @@ export class MeshNode {
    * Starts a proxy. One that is there already is not touched, and is the caller's to end.
    * @param first added to the number of each of its ports, so that two can be in one network namespace
    */
-  async startProxy(first = 0): Promise<void> {
+  async startProxy(first = 0, env: NodeJS.ProcessEnv = {}): Promise<void> {
     this.#ports = first;
     const data = join(this.#ground.directory, 'data');
     const controller = `https://${CONTROL_ADDRESS}:${CONTROLLER_PORT}`;
@@ -81,8 +81,15 @@ export class MeshNode {
               EBBTIDE_READINESS_PORT: String(READINESS_PORT + first),
             }),
         ...this.#env,
+        ...env,
       },
     });
+  }
+
+  /** Goes back to a proxy that was started before. */
+  useProxy(proxy: LabProcess | undefined, first: number): void {
+    this.proxy = proxy;
+    this.#ports = first;
   }
 
   /** Resolves when the proxy says that it is ready, which ends with an error if it stops first. */
