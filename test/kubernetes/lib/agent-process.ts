@@ -14,8 +14,12 @@ export class AgentProcess {
   readonly process: ChildProcess;
   readonly exit: Promise<number | string>;
 
-  constructor(flags: readonly string[], env: NodeJS.ProcessEnv) {
-    this.process = spawn(process.execPath, [EBBTIDE, 'agent', ...flags], {
+  /** @param netns path of the network namespace to be started in, instead of this process's own */
+  constructor(flags: readonly string[], env: NodeJS.ProcessEnv, netns?: string) {
+    const argv = [process.execPath, EBBTIDE, 'agent', ...flags];
+    if (netns !== undefined) argv.unshift('nsenter', `--net=${netns}`);
+    const [command = '', ...rest] = argv;
+    this.process = spawn(command, rest, {
       env: { ...process.env, KUBERNETES_SERVICE_HOST: '', ...env },
       stdio: ['ignore', 'pipe', 'pipe'],
     });

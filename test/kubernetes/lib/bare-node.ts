@@ -2,13 +2,13 @@
  * A Kubernetes node without a kubelet: its pods are made by hand as the kubelet and a runtime would make them, of real network
  * namespaces, processes and cgroups, and their objects are real ones on a real API server.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Api } from '../../../src/mesh/api/index.js';
-import { CaptureLab, cgroupRoot, type LabPod } from '../../datapath/capture/lab.ts';
+import { CaptureLab, cgroupRoot, type Json, type LabPod } from '../../datapath/capture/lab.ts';
 
 export interface BarePodOptions {
   readonly name: string;
@@ -78,6 +78,21 @@ export class BarePod {
     const script = 'echo $$ > "$1/cgroup.procs"; exec nsenter --net="$2" sleep 1000000';
     this.#process = spawn('sh', ['-c', script, 'sh', cgroup, lab.path], { stdio: 'ignore' });
     await this.#node.settled(this.#process);
+  }
+
+  /** Runs a peer to its end in the pod's namespace and cgroup; returns its last line. */
+  runInside(...argv: string[]): Json {
+    const { lab } = this;
+    if (lab === undefined || this.#cgroup === '') throw new Error('no process of the pod was started');
+    const script = 'echo $$ > "$1/cgroup.procs"; shift; exec "$@"';
+    const cgroup = join(this.#node.cgroup, this.#cgroup);
+    const { stdout, stderr } = spawnSync('sh', ['-c', script, 'sh', cgroup, ...lab.argv(...argv)], {
+      encoding: 'utf8',
+      timeout: 30_000,
+    });
+    const last = stdout.trim().split('\n').at(-1);
+    if (!last) throw new Error(`${argv.join(' ')} said nothing: ${stderr}`);
+    return JSON.parse(last) as Json;
   }
 
   /** Says on the API that the pod runs and which addresses it has. */
