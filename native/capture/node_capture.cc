@@ -273,8 +273,7 @@ std::vector<PodStatus> NodeCapture::status() {
     Fd steer = openPin(podDirectory(uid) + "/steer");
     each.inbound = steer && linkTarget(steer.get());
     each.guard = pod.guard;
-    if (pod.guard == "attached" && !guardsOf(uid))
-      each.guard = "gone: the host side of the veth was removed";
+    if (pod.guard == "attached" && !guardsOf(uid)) each.guard = "gone: the host side of the veth was removed";
     each.outbound_listeners = countListeners(pod.cookie, EBB_ROLE_OUTBOUND);
     each.hbone_listeners = countListeners(pod.cookie, EBB_ROLE_HBONE);
     each.plaintext_listeners = countListeners(pod.cookie, EBB_ROLE_PLAINTEXT);

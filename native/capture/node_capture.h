@@ -53,8 +53,8 @@ class NodeCapture {
  public:
   // Loads, pins and attaches; adopts and updates what an earlier process pinned in the same place.
   // `host_netns`: path of the node's network namespace; empty for that of this process.
-  NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind, const std::string& host_netns,
-              const std::optional<HoldOptions>& hold);
+  NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind,
+              const std::string& host_netns, const std::optional<HoldOptions>& hold);
 
   void trustProxy(pid_t pid);
   void distrustProxy(pid_t pid);
