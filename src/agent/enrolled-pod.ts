@@ -141,6 +141,10 @@ export class EnrolledPod implements ZdsWorkload {
   verify(): void {
     if (this.#state !== 'captured') return;
     try {
+      if (this.#netns !== undefined && this.#options.netns.isStill?.(this.#wanted, this.#netns) === true) {
+        this.#setReason('');
+        return;
+      }
       const found = this.#options.netns.open(this.#wanted);
       const same = found.cookie === this.#netns?.cookie;
       this.#options.netns.close(found);

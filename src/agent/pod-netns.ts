@@ -1,4 +1,5 @@
 /** Finds the network namespace of a pod and makes sure that it is the pod's. */
+import { statSync } from 'node:fs';
 import type { CniNamespaces } from './cni-netns.js';
 import { closeFd, netnsAddresses, netnsCookie, netnsInode, openNetns } from './netns.js';
 import type { PodProcesses } from './pod-processes.js';
@@ -24,6 +25,8 @@ export interface PodOfNetns {
 export interface NetnsFinder {
   /** @throws Error that says why the pod's network namespace is not found (yet) */
   open(pod: PodOfNetns): PodNetns;
+  /** Whether a pod is still where it was found, as far as that can be told at little cost; false: open it again. */
+  isStill?(pod: PodOfNetns, netns: PodNetns): boolean;
   close(netns: PodNetns): void;
 }
 
@@ -100,6 +103,11 @@ export function kernelNetns(search?: NetnsSearch): NetnsFinder {
         throw new Error('the pod does not name its network namespace; set annotation ebbtide.dev/netns to its path');
       }
       return searched(search, cgroupUid, wanted, verified);
+    },
+    // While the namespace is held open no other one gets its inode.
+    isStill({ cgroupUid, netnsPath }, { inode }) {
+      if (netnsPath === undefined) return search?.processes.of(cgroupUid).some(({ netns }) => netns === inode) ?? false;
+      return statSync(netnsPath, { bigint: true, throwIfNoEntry: false })?.ino === inode;
     },
     close({ fd }) {
       closeFd(fd);

@@ -23,6 +23,8 @@ import type { ProxyView } from './zds-server.js';
 export const UNLABEL_DELAY_MS = 500;
 /** Paths of network namespaces are looked at again this often. */
 const VERIFY_MS = 5000;
+/** Whose a network namespace is, is looked up again this often: it belongs to one pod for as long as it lives. */
+const OWNER_MS = 5000;
 
 /** State of one pod of this node. */
 export interface PodReport {
@@ -90,6 +92,8 @@ export class Pods {
   /** By SO_NETNS_COOKIE. */
   readonly #adoptedNetns = new Map<bigint, string>();
   readonly #verdicts: Verdicts;
+  /** What was found last by {@link ofNetns}. */
+  #netnsOwner: { readonly cookie: bigint; readonly name: string | undefined; readonly atMs: number } | undefined;
   #seen = new Map<string, Seen>();
   #verify: NodeJS.Timeout | undefined;
   /** Since the start of the process. */
@@ -159,6 +163,18 @@ export class Pods {
     }
     const adopted = this.#adoptedNetns.get(cookie);
     if (adopted !== undefined) return adopted;
+    const now = performance.now();
+    const known = this.#netnsOwner;
+    // Asked every second of each process that is not beside the agent; to look through all pods takes a while.
+    if (known?.cookie === cookie && now - known.atMs < (known.name === undefined ? OWNER_MS / 5 : OWNER_MS)) {
+      return known.name;
+    }
+    const name = this.#searchOwner(cookie);
+    this.#netnsOwner = { cookie, name, atMs: now };
+    return name;
+  }
+
+  #searchOwner(cookie: bigint): string | undefined {
     for (const { namespace, name, pod } of this.#seen.values()) {
       if (pod.addresses.length === 0) continue;
       try {

@@ -347,6 +347,8 @@ describe('a network namespace', () => {
     expect(pods.report()[0]?.state).toBe('not enrolled');
     expect(pods.ofNetns(1n)).toBe('team/p');
     world.cookies.clear();
+    // What was found is believed for some seconds.
+    await pass(5000);
     expect(pods.ofNetns(1n)).toBeUndefined();
   });
 
