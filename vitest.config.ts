@@ -40,7 +40,7 @@ export default defineConfig({
       {
         test: {
           name: 'kubernetes',
-          include: ['test/kubernetes/api-*.test.ts'],
+          include: ['test/kubernetes/{api,agent}-*.test.ts'],
           pool: 'forks',
           testTimeout: 120_000,
           hookTimeout: 900_000,

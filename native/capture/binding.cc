@@ -117,8 +117,9 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
       if (!info[0].IsObject()) throw Napi::TypeError::New(info.Env(), "options must be an object");
       Napi::Object options = info[0].As<Napi::Object>();
       GuardKind kind = options.Get("classicGuard").ToBoolean() ? GuardKind::kClassic : GuardKind::kAutomatic;
+      std::string host_netns = options.Get("hostNetns").IsUndefined() ? "" : text(options, "hostNetns");
       capture_ = std::make_unique<NodeCapture>(text(options, "cgroup"), text(options, "pinDirectory"), kind,
-                                               holdOptions(options.Get("hold")));
+                                               host_netns, holdOptions(options.Get("hold")));
     });
   }
 

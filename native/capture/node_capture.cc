@@ -36,13 +36,13 @@ bool isValidUid(const std::string& uid) {
 }
 
 NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind,
-                         const std::optional<HoldOptions>& hold)
+                         const std::string& host_netns, const std::optional<HoldOptions>& hold)
     : cgroup_(std::move(cgroup)), pin_directory_(std::move(pin_directory)), guard_kind_(guard_kind) {
   root_ = pin_directory_ + "/" EBB_PIN_VERSION;
   map_directory_ = root_ + "/maps";
   cgroup_fd_ = openDirectory(cgroup_);
-  host_netns_ = Fd(open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
-  if (!host_netns_) throw CaptureError("opening the agent's own network namespace", errno);
+  host_netns_ = openNetns(host_netns.empty() ? "/proc/thread-self/ns/net" : host_netns);
+  on_node_ = netnsInode(host_netns_.get()) == netnsInode(openNetns("/proc/thread-self/ns/net").get());
   makePinDirectory(pin_directory_);
   lock_ = openDirectory(pin_directory_);
   if (flock(lock_.get(), LOCK_EX | LOCK_NB))
@@ -227,8 +227,9 @@ void NodeCapture::adoptPod(const std::string& uid, Pod& pod) {
   Fd steer = openPin(directory + "/steer");
   if (steer && linkTarget(steer.get()))
     updateLink(steer.get(), loadSteer(map_directory_, pod.cookie).get(), directory + "/steer");
-  if (countGuards(directory)) {
-    updateGuards(directory, loadGuard(map_directory_, pod.cookie).get());
+  if (guardsOf(uid)) {
+    Fd program = loadGuard(map_directory_, pod.cookie);
+    onNode([&] { updateGuards(directory, program.get()); });
     pod.guard = "attached";
   }
 }
@@ -272,8 +273,7 @@ std::vector<PodStatus> NodeCapture::status() {
     Fd steer = openPin(podDirectory(uid) + "/steer");
     each.inbound = steer && linkTarget(steer.get());
     each.guard = pod.guard;
-    if (pod.guard == "attached" && !countGuards(podDirectory(uid)))
-      each.guard = "gone: the host side of the veth was removed";
+    if (pod.guard == "attached" && !guardsOf(uid)) each.guard = "gone: the host side of the veth was removed";
     each.outbound_listeners = countListeners(pod.cookie, EBB_ROLE_OUTBOUND);
     each.hbone_listeners = countListeners(pod.cookie, EBB_ROLE_HBONE);
     each.plaintext_listeners = countListeners(pod.cookie, EBB_ROLE_PLAINTEXT);

@@ -7,6 +7,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -51,8 +52,9 @@ struct PodStatus {
 class NodeCapture {
  public:
   // Loads, pins and attaches; adopts and updates what an earlier process pinned in the same place.
+  // `host_netns`: path of the node's network namespace; empty for that of this process.
   NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind,
-              const std::optional<HoldOptions>& hold);
+              const std::string& host_netns, const std::optional<HoldOptions>& hold);
 
   void trustProxy(pid_t pid);
   void distrustProxy(pid_t pid);
@@ -90,12 +92,16 @@ class NodeCapture {
   void forgetInherited(const ebb_tuple& tuple);
   void pruneInherited(Pod& pod);
   void guardPod(const PodSpec& spec, Pod& pod);
+  // In the node's network namespace, where interfaces have the numbers by which guards know them.
+  void onNode(const std::function<void()>& work) const;
+  unsigned guardsOf(const std::string& uid) const;
   std::string podDirectory(const std::string& uid) const { return root_ + "/pods/" + uid; }
   unsigned countListeners(uint64_t cookie, uint32_t role) const;
 
   std::string cgroup_, pin_directory_, root_, map_directory_;
   GuardKind guard_kind_;
   Fd lock_, cgroup_fd_, host_netns_;
+  bool on_node_ = true;  // whether this process is in the node's network namespace itself
   Maps maps_;
   std::unique_ptr<Hold> hold_;
   std::map<std::string, Pod> pods_;

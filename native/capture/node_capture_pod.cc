@@ -167,6 +167,20 @@ void NodeCapture::pruneInherited(Pod& pod) {
   if (pod.inherited.empty()) pod.netns.reset();
 }
 
+void NodeCapture::onNode(const std::function<void()>& work) const {
+  if (on_node_) {
+    work();
+  } else {
+    inNetns(host_netns_.get(), work);
+  }
+}
+
+unsigned NodeCapture::guardsOf(const std::string& uid) const {
+  unsigned count = 0;
+  onNode([&] { count = countGuards(podDirectory(uid)); });
+  return count;
+}
+
 void NodeCapture::guardPod(const PodSpec& spec, Pod& pod) {
   std::string why;
   unsigned attached = 0;
@@ -177,10 +191,10 @@ void NodeCapture::guardPod(const PodSpec& spec, Pod& pod) {
     if (!pair) {
       why = each.name + " is no veth but '" + each.kind + "'";
     } else if (!each.peer_index || !each.peer_is_here) {
-      why = "the other end of " + each.name + " is not in the agent's network namespace";
+      why = "the other end of " + each.name + " is not in the node's network namespace";
     } else {
       if (!program) program = loadGuard(map_directory_, pod.cookie);
-      attachGuard(podDirectory(spec.uid), each.peer_index, program.get(), guard_kind_);
+      onNode([&] { attachGuard(podDirectory(spec.uid), each.peer_index, program.get(), guard_kind_); });
       attached++;
     }
   }
@@ -202,7 +216,7 @@ void NodeCapture::activate(const PodSpec& spec) {
   // From here no socket of the pod can connect outside unpublished, so what is open and not published is
   // older. Listed again once the guard is on: a connect that was decided before, but whose socket appeared
   // only after the first list, must live too.
-  bool guarded = countGuards(podDirectory(spec.uid)) > 0;
+  bool guarded = guardsOf(spec.uid) > 0;
   if (!guarded) publishInherited(spec, pod);
   guardPod(spec, pod);
   if (!guarded) publishInherited(spec, pod);
@@ -220,7 +234,7 @@ void NodeCapture::releasePod(const std::string& uid) {
   if (found == pods_.end()) return;
   Pod& pod = found->second;
   std::string directory = podDirectory(uid);
-  removeGuards(directory);
+  onNode([&] { removeGuards(directory); });
   for (const ebb_tuple& tuple : pod.inherited) forgetInherited(tuple);
   if (bpf_map_delete_elem(maps_.pods.get(), &pod.cookie) && errno != ENOENT)
     throw CaptureError("releasing pod " + uid, errno);

@@ -1,4 +1,5 @@
 // Accepting connections, a bounded number a turn.
+#include <linux/filter.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -12,6 +13,13 @@ namespace {
 constexpr int kAcceptBatch = 64;
 // Out of descriptors or memory: the backlog waits this long.
 constexpr uint64_t kPauseUs = 50'000;
+
+// Classic BPF on a TCP socket sees the segment from its TCP header on. Drops what has SYN and not ACK.
+sock_filter kNoSyn[] = {
+    BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 13),          BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0x12),
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0x02, 0, 1), BPF_STMT(BPF_RET | BPF_K, 0),
+    BPF_STMT(BPF_RET | BPF_K, 0xffffffff),
+};
 
 }  // namespace
 
@@ -39,10 +47,18 @@ void Acceptor::pause() {
   worker_.loop.arm(pause_, kPauseUs);
 }
 
+void Acceptor::refuseNew() {
+  sock_fprog program{sizeof kNoSyn / sizeof *kNoSyn, kNoSyn};
+  // Where it fails, connections of the next moments may be reset, as they would be without it.
+  refuses_ = setsockopt(fd_.get(), SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
+}
+
 void Acceptor::onEvents(uint32_t) {
   for (int i = 0; i < kAcceptBatch; i++) {
     Fd accepted(accept4(fd_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (accepted) {
+      int none = 0;
+      if (refuses_) setsockopt(accepted.get(), SOL_SOCKET, SO_DETACH_FILTER, &none, sizeof none);
       worker_.accept(*this, std::move(accepted));
       continue;
     }

@@ -29,7 +29,10 @@ class ServerTunnel final : public Tunnel, private Waiter {
   void onLocalChange() override { prepare(); }
   Faultable& faultable() override { return *this; }
   void onConnected(int) override {}
-  void onOpen() override { endHandshake(); }
+  void onOpen() override {
+    endHandshake();
+    if (draining_) announceEnd();
+  }
   void onRequest(int32_t stream) override;
   void onEnded(Reason reason, const std::string& detail, bool opened) override;
   void prepare();
@@ -38,6 +41,7 @@ class ServerTunnel final : public Tunnel, private Waiter {
   SocketAddress client_, local_;
   WorkloadPtr workload_;
   void endHandshake() { handshakes_->leave(place_); }
+  void announceEnd();
 
   Timer local_timer_, goaway_timer_;
   std::shared_ptr<Handshakes> handshakes_;

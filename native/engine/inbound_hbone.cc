@@ -80,10 +80,11 @@ void ServerTunnel::onRequest(int32_t stream) {
 void ServerTunnel::drain() {
   if (draining_ || closed()) return;
   draining_ = true;
-  if (h2_ == nullptr) {
-    close(Reason::kDrained, "the proxy is stopping");
-    return;
-  }
+  // A client whose handshake has begun would take its end for a failure; it is told once there is HTTP/2.
+  if (h2_ != nullptr) announceEnd();
+}
+
+void ServerTunnel::announceEnd() {
   nghttp2_submit_shutdown_notice(h2_);
   worker_.loop.arm(goaway_timer_, kGoawayGraceUs);
   markDirty();

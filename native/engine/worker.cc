@@ -24,6 +24,8 @@ constexpr size_t kMaxRecordsATurn = 4096;
 constexpr uint64_t kRecordsPauseUs = 50'000;
 constexpr size_t kRecordsBatch = 512;
 constexpr uint64_t kAskAgainUs = 1'000'000;
+// Handshakes that have begun when the listeners are to be closed are finished, and accepted, within this.
+constexpr uint64_t kLastHandshakesUs = 50'000;
 // After this many connections ended and the worker is idle, freed memory goes back to the system.
 constexpr uint64_t kTrimAfter = 500;
 constexpr uint64_t kTrimIdleUs = 2'000'000;
@@ -50,6 +52,7 @@ Worker::Worker(Shared& shared, unsigned index)
         while (Flow* flow = flows.front()) flow->cut(Reason::kDrained, "the proxy is stopping");
         checkDrained();
       }),
+      listeners_timer_([this] { closeListeners(); }),
       records_timer_([this] { giveRecords(); }),
       trim_timer_([this] { trimMemory(); }) {
   if (getrandom(random_, sizeof random_, 0) != sizeof random_) random_[0] = monotonicUs();
@@ -206,6 +209,7 @@ void Worker::wakeWaiters() {
 
 void Worker::drain(uint64_t deadline_us, std::function<void()> done) {
   loop.arm(drain_timer_, deadline_us);
+  loop.arm(listeners_timer_, std::min(kLastHandshakesUs, deadline_us));
   if (drained_) {
     auto first = std::move(drained_);
     drained_ = [first, done] {
@@ -216,7 +220,24 @@ void Worker::drain(uint64_t deadline_us, std::function<void()> done) {
     drained_ = std::move(done);
   }
   draining_ = true;
-  for (auto& [uid, entry] : pods_) entry.acceptors.clear();
+  for (auto& [uid, entry] : pods_) {
+    for (auto& acceptor : entry.acceptors) acceptor->refuseNew();
+  }
+  drainTunnels();
+}
+
+void Worker::closeListeners() {
+  for (auto& [uid, entry] : pods_) {
+    // What waits in the backlog would be reset.
+    for (auto& acceptor : entry.acceptors) {
+      loop.guard("last connections", acceptor.get(), [&acceptor] { acceptor->onEvents(0); });
+    }
+    entry.acceptors.clear();
+  }
+  drainTunnels();
+}
+
+void Worker::drainTunnels() {
   // Draining may end a tunnel, which then leaves the map.
   for (auto at = tunnels_.begin(); at != tunnels_.end();) {
     auto* server = dynamic_cast<ServerTunnel*>((at++)->first);
@@ -225,7 +246,7 @@ void Worker::drain(uint64_t deadline_us, std::function<void()> done) {
 }
 
 void Worker::checkDrained() {
-  if (!drained_ || !flows.empty()) return;
+  if (!drained_ || !flows.empty() || listeners_timer_.armed()) return;
   if (drain_timer_.armed()) {
     // New streams may come until every tunnel has its final GOAWAY.
     for (auto& [tunnel, owner] : tunnels_) {

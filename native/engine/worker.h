@@ -143,6 +143,8 @@ class Worker {
   void wakeWaiters();
   void refuse(const Acceptor& acceptor, Fd fd, const char* detail);
   void checkDrained();
+  void closeListeners();
+  void drainTunnels();
   void giveRecords();
   void trimMemory();
 
@@ -161,7 +163,7 @@ class Worker {
   std::vector<std::unique_ptr<std::vector<iovec>>> free_slices_;
   bool draining_ = false, silent_ = false;
   std::function<void()> drained_;
-  Timer drain_timer_;
+  Timer drain_timer_, listeners_timer_;
   uint64_t records_given_us_ = 0;
   Timer records_timer_;
   uint64_t ended_since_trim_ = 0;
@@ -182,6 +184,9 @@ class Acceptor final : public Pollable {
   Role role() const { return role_; }
   // HBONE only; outlived by the connections that it began.
   const std::shared_ptr<Handshakes>& handshakes() const { return handshakes_; }
+  // From here on a SYN is lost, and sent again a second later, when another proxy's listener may be found;
+  // handshakes that have begun are finished.
+  void refuseNew();
 
  private:
   void pause();
@@ -192,6 +197,7 @@ class Acceptor final : public Pollable {
   std::shared_ptr<Handshakes> handshakes_;
   Fd fd_;
   Timer pause_;
+  bool refuses_ = false;
 };
 
 }  // namespace ebbtide

@@ -106,6 +106,11 @@ export interface CaptureOptions {
   readonly pinDirectory: string;
   /** Guard by clsact as on kernels before 6.6, also where tcx is known. For tests. */
   readonly classicGuard?: boolean;
+  /**
+   * The node's network namespace, in which the host sides of the pods' veths are. Default: that of this process, which
+   * is another one where the agent is a pod with a network of its own.
+   */
+  readonly hostNetns?: string;
   /** Hold new pods. Not given, none is held, and what an earlier agent decided is forgotten. */
   readonly hold?: HoldOptions;
 }

@@ -14,10 +14,11 @@ export function agentCommand(): Command {
       const stopped = new Promise<string>((resolve) => {
         for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => resolve(signal));
       });
-      const { startAgent } = await import('./agent.js');
-      const agent = await startAgent(settings, log);
-      log.info({ event: 'stopping', signal: await stopped, keep: settings.keep }, 'stopping');
-      await agent.close({ keep: settings.keep });
+      const { Agent } = await import('./agent.js');
+      const agent = new Agent(settings, log);
+      await agent.start();
+      log.info({ event: 'stopping', signal: await stopped }, 'stopping');
+      await agent.close();
     } catch (error) {
       log.fatal({ event: 'failed', err: error }, `the agent cannot run: ${(error as Error).message}`);
       process.exitCode = 1;

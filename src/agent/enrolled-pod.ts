@@ -21,8 +21,10 @@ export interface WantedPod {
   readonly namespace: string;
   readonly name: string;
   readonly serviceAccount: string;
-  /** Path of the network namespace; undefined while the pod does not name one. */
+  /** Path of the network namespace; undefined where the pod does not name one, so that it is looked for. */
   readonly netnsPath: string | undefined;
+  /** UID by which the kubelet names the pod's cgroup: its own, but for static pods. */
+  readonly cgroupUid: string;
   readonly addresses: readonly string[];
   readonly bypassInbound: boolean;
 }
@@ -41,6 +43,10 @@ export interface EnrolledPodOptions {
   /** Captured by an agent before this one. */
   readonly adopted: boolean;
   readonly random?: () => number;
+  /** Called after each try to enrol it that failed. */
+  failed?(): void;
+  /** Called when state or reason is another one. */
+  changed?(): void;
   /** Called once nothing is left of the pod here. */
   left(pod: EnrolledPod): void;
 }
@@ -69,6 +75,7 @@ export class EnrolledPod implements ZdsWorkload {
   /** Grows when the steps under way are out of date. */
   #round = 0;
   #timer: NodeJS.Timeout | undefined;
+  #tries = 0;
 
   constructor(wanted: WantedPod, options: EnrolledPodOptions) {
     this.uid = wanted.uid;
@@ -101,6 +108,10 @@ export class EnrolledPod implements ZdsWorkload {
   get reason(): string {
     return this.#reason;
   }
+  /** Tries to enrol it that failed in a row. */
+  get failedTries(): number {
+    return this.#tries;
+  }
   /** Whether proxies are to be told of this pod. */
   get isTold(): boolean {
     return this.#prepared || (this.#captured && this.#state !== 'left');
@@ -126,12 +137,15 @@ export class EnrolledPod implements ZdsWorkload {
     this.#start();
   }
 
-  /** Looks whether the path still leads to the network namespace that is captured. */
+  /** Looks whether the pod is still in the network namespace that is captured. */
   verify(): void {
-    const { netnsPath, addresses } = this.#wanted;
-    if (this.#state !== 'captured' || netnsPath === undefined) return;
+    if (this.#state !== 'captured') return;
     try {
-      const found = this.#options.netns.open(netnsPath, addresses);
+      if (this.#netns !== undefined && this.#options.netns.isStill?.(this.#wanted, this.#netns) === true) {
+        this.#setReason('');
+        return;
+      }
+      const found = this.#options.netns.open(this.#wanted);
       const same = found.cookie === this.#netns?.cookie;
       this.#options.netns.close(found);
       if (same) {
@@ -181,12 +195,15 @@ export class EnrolledPod implements ZdsWorkload {
       this.#options.capture.activate(pod);
       this.#captured = true;
       this.#backoff.reset();
+      this.#tries = 0;
       this.#enter('captured', trouble);
       // What the proxies make of it changes by itself; they are asked anew for the status.
       this.#reason = '';
     } catch (error) {
       if (round !== this.#round) return;
       const delay = this.#backoff.next();
+      this.#tries++;
+      this.#options.failed?.();
       const { message } = error as Error;
       const detail = error instanceof CaptureError && error.log !== '' ? { kernelLog: error.log } : {};
       if (message !== this.#reason) {
@@ -203,11 +220,8 @@ export class EnrolledPod implements ZdsWorkload {
 
   /** Verifies the namespace and makes the pod known to the kernel. */
   #prepare(): CapturePod {
-    const { uid, netnsPath, addresses, bypassInbound } = this.#wanted;
-    if (netnsPath === undefined) {
-      throw new Error('the pod does not name its network namespace; set annotation ebbtide.dev/netns to its path');
-    }
-    const netns = this.#options.netns.open(netnsPath, addresses);
+    const { uid, addresses, bypassInbound } = this.#wanted;
+    const netns = this.#options.netns.open(this.#wanted);
     const same = this.#netns !== undefined && this.#netns.cookie === netns.cookie;
     if (same) this.#options.netns.close(netns);
     else {
@@ -275,6 +289,7 @@ export class EnrolledPod implements ZdsWorkload {
     if (reason === this.#reason) return;
     this.#reason = reason;
     if (reason !== '') this.#log.warn({ event: 'pod_trouble', state: this.#state, reason }, reason);
+    this.#options.changed?.();
   }
 
   #enter(state: PodState, reason: string): void {
@@ -283,5 +298,6 @@ export class EnrolledPod implements ZdsWorkload {
     if (from === state && state !== 'captured') return;
     this.#state = state;
     this.#log.info({ event: 'pod_state', from, to: state, ...(reason === '' ? {} : { reason }) }, `pod is ${state}`);
+    this.#options.changed?.();
   }
 }

@@ -1,11 +1,21 @@
 /** All pods of this node: which are wanted, by the manifests; which are here, by the kernel; and what becomes of each. */
 import { decideEnrolment, type NotEnrolledReason } from '../mesh/enrolment.js';
-import { addressesOf, namespaceOf, type ObjectSet, type Pod, serviceAccountOf } from '../mesh/kubernetes.js';
-import { BYPASS_INBOUND_ANNOTATION, NETNS_ANNOTATION } from '../mesh/labels.js';
+import { addressesOf, namespaceOf, type Pod, serviceAccountOf } from '../mesh/kubernetes.js';
+import {
+  BYPASS_INBOUND_ANNOTATION,
+  CONFIG_HASH_ANNOTATION,
+  DNS_CAPTURE_ANNOTATION,
+  EXCLUDED_NAMESPACES,
+  MIRROR_ANNOTATION,
+  NETNS_ANNOTATION,
+  REDIRECTION_ANNOTATION,
+} from '../mesh/labels.js';
 import type { Logger } from '../mesh/log.js';
-import type { Capture, CaptureStatus } from './capture.js';
+import type { Capture, CaptureStatus, HeldPod, PodVerdict } from './capture.js';
 import { EnrolledPod, type PodProxies, type PodState, type WantedPod } from './enrolled-pod.js';
 import type { NetnsFinder } from './pod-netns.js';
+import type { NodeObjects } from './source.js';
+import { type JudgedPod, Verdicts } from './verdicts.js';
 import type { ZdsWorkload } from './zds-connection.js';
 import type { ProxyView } from './zds-server.js';
 
@@ -13,6 +23,8 @@ import type { ProxyView } from './zds-server.js';
 export const UNLABEL_DELAY_MS = 500;
 /** Paths of network namespaces are looked at again this often. */
 const VERIFY_MS = 5000;
+/** Whose a network namespace is, is looked up again this often: it belongs to one pod for as long as it lives. */
+const OWNER_MS = 5000;
 
 /** State of one pod of this node. */
 export interface PodReport {
@@ -26,15 +38,39 @@ export interface PodReport {
   readonly reason: string;
   /** From the datapath; undefined where the kernel does not know the pod. */
   readonly capture: CaptureStatus | undefined;
+  /** How it was held until it was captured, where it came after holding began. */
+  readonly held?: HeldPod;
+}
+
+/** A pod of this node in the light of what this process knows: cheap, the datapath is not asked. */
+export interface PodOutlook {
+  readonly uid: string;
+  readonly namespace: string;
+  readonly name: string;
+  /** Whether the pod belongs in the mesh. */
+  readonly wanted: boolean;
+  readonly state: PodReport['state'];
+  /** Whether the newest proxy serves it. */
+  readonly served: boolean;
+  /** As in the report. */
+  readonly reason: string;
+  /** Tries to enrol it that failed in a row. */
+  readonly failedTries: number;
+  /** Value of annotation ambient.istio.io/redirection as it was last seen. */
+  readonly redirection: string | undefined;
 }
 
 export interface PodsOptions {
   readonly nodeName: string;
+  /** Namespaces whose pods are never captured; default: kube-system. */
+  readonly excludedNamespaces?: readonly string[];
   readonly capture: Capture;
   readonly proxies: PodProxies & { view(uid: string): ProxyView };
   readonly netns: NetnsFinder;
   readonly log: Logger;
   readonly random?: () => number;
+  /** Called when a pod's state or reason is another one. */
+  changed?(): void;
 }
 
 interface Seen {
@@ -42,8 +78,10 @@ interface Seen {
   readonly namespace: string;
   readonly name: string;
   readonly reason: NotEnrolledReason | '';
-  readonly netnsPath: string | undefined;
-  readonly addresses: readonly string[];
+  readonly pod: WantedPod;
+  readonly redirection: string | undefined;
+  /** An annotation that asks for what is not done. */
+  readonly dnsCapture: string | undefined;
 }
 
 export class Pods {
@@ -53,11 +91,17 @@ export class Pods {
   readonly #adopted = new Set<string>();
   /** By SO_NETNS_COOKIE. */
   readonly #adoptedNetns = new Map<bigint, string>();
+  readonly #verdicts: Verdicts;
+  /** What was found last by {@link ofNetns}. */
+  #netnsOwner: { readonly cookie: bigint; readonly name: string | undefined; readonly atMs: number } | undefined;
   #seen = new Map<string, Seen>();
   #verify: NodeJS.Timeout | undefined;
+  /** Since the start of the process. */
+  readonly counters = { failedTries: 0 };
 
   constructor(options: PodsOptions) {
     this.#options = options;
+    this.#verdicts = new Verdicts(options.capture, options.log);
     for (const { uid, state, cookie } of options.capture.adopted()) {
       this.#adopted.add(uid);
       this.#adoptedNetns.set(cookie, uid);
@@ -72,9 +116,10 @@ export class Pods {
    * Takes a whole state of the cluster.
    * @param complete false while a file cannot be read: a pod that is not there may be in it, so none is taken for deleted
    */
-  apply(objects: ObjectSet, complete: boolean): void {
+  apply(objects: NodeObjects, complete: boolean): void {
     const namespaces = new Map(objects.namespaces.map((namespace) => [namespace.metadata.name, namespace]));
     const seen = new Map<string, Seen>();
+    const judged: JudgedPod[] = [];
     for (const pod of objects.pods) {
       if (pod.spec?.nodeName !== this.#options.nodeName) continue;
       const { uid, name } = pod.metadata;
@@ -85,13 +130,20 @@ export class Pods {
         this.#options.log.error({ event: 'uid_taken', uid, namespace, pod: name, other }, 'two pods have the same uid');
         continue;
       }
-      const decision = decideEnrolment(pod, namespaces.get(namespace));
-      const { netnsPath, addresses } = wantedOf(pod);
-      seen.set(uid, { uid, namespace, name, reason: decision.enrol ? '' : decision.reason, netnsPath, addresses });
-      if (decision.enrol) this.#want(wantedOf(pod));
+      const { excludedNamespaces = EXCLUDED_NAMESPACES } = this.#options;
+      const decision = decideEnrolment(pod, namespaces.get(namespace), excludedNamespaces);
+      const wanted = wantedOf(pod);
+      const dnsCapture = pod.metadata.annotations?.[DNS_CAPTURE_ANNOTATION];
+      const redirection = pod.metadata.annotations?.[REDIRECTION_ANNOTATION];
+      const reason = decision.enrol ? '' : decision.reason;
+      judged.push({ cgroupUid: wanted.cgroupUid, verdict: verdictOf(pod, reason, namespaces.has(namespace)) });
+      seen.set(uid, { uid, namespace, name, reason, pod: wanted, redirection, dnsCapture });
+      if (decision.enrol && dnsCapture !== this.#seen.get(uid)?.dnsCapture) this.#noteDns(pod, dnsCapture);
+      if (decision.enrol) this.#want(wanted);
       else this.#unwant(uid, decision.reason);
     }
     this.#seen = seen;
+    this.#verdicts.apply(judged, complete);
     if (complete) this.#forget();
   }
 
@@ -111,10 +163,22 @@ export class Pods {
     }
     const adopted = this.#adoptedNetns.get(cookie);
     if (adopted !== undefined) return adopted;
-    for (const { namespace, name, netnsPath, addresses } of this.#seen.values()) {
-      if (netnsPath === undefined) continue;
+    const now = performance.now();
+    const known = this.#netnsOwner;
+    // Asked every second of each process that is not beside the agent; to look through all pods takes a while.
+    if (known?.cookie === cookie && now - known.atMs < (known.name === undefined ? OWNER_MS / 5 : OWNER_MS)) {
+      return known.name;
+    }
+    const name = this.#searchOwner(cookie);
+    this.#netnsOwner = { cookie, name, atMs: now };
+    return name;
+  }
+
+  #searchOwner(cookie: bigint): string | undefined {
+    for (const { namespace, name, pod } of this.#seen.values()) {
+      if (pod.addresses.length === 0) continue;
       try {
-        const netns = this.#options.netns.open(netnsPath, addresses);
+        const netns = this.#options.netns.open(pod);
         this.#options.netns.close(netns);
         if (netns.cookie === cookie) return `${namespace}/${name}`;
       } catch {
@@ -127,14 +191,17 @@ export class Pods {
   /** Every pod of this node, with what the datapath says of those it knows. */
   report(): PodReport[] {
     const captures = new Map(this.#options.capture.status().map((status) => [status.uid, status]));
+    const held = new Map(this.#options.capture.held().map((pod) => [pod.uid, pod]));
     const reports: PodReport[] = [];
-    for (const { uid, namespace, name, reason } of this.#seen.values()) {
+    for (const { uid, namespace, name, reason, pod: wanted } of this.#seen.values()) {
       const pod = this.#enrolled.get(uid);
       const capture = captures.get(uid);
+      const holding = held.get(wanted.cgroupUid);
+      const heldPart = holding === undefined ? {} : { held: holding };
       if (pod === undefined) {
         const state = this.#adopted.has(uid) ? 'adopted' : 'not enrolled';
-        reports.push({ uid, namespace, name, wanted: reason === '', state, reason, capture });
-      } else reports.push({ ...this.#describe(pod), wanted: reason === '', capture });
+        reports.push({ uid, namespace, name, wanted: reason === '', state, reason, capture, ...heldPart });
+      } else reports.push({ ...this.#describe(pod), wanted: reason === '', capture, ...heldPart });
     }
     for (const pod of this.#enrolled.values()) {
       if (this.#seen.has(pod.uid)) continue;
@@ -147,6 +214,31 @@ export class Pods {
       reports.push({ ...pod, capture: captures.get(uid) });
     }
     return reports;
+  }
+
+  /** Every pod of this node that its manifests or the API tell of, without asking the datapath. */
+  outlooks(): PodOutlook[] {
+    return [...this.#seen.values()].map(({ uid, namespace, name, reason, redirection }) => {
+      const pod = this.#enrolled.get(uid);
+      const served = pod?.state === 'captured' && this.#options.proxies.view(uid).serves;
+      const own =
+        pod === undefined
+          ? ({ state: this.#adopted.has(uid) ? 'adopted' : 'not enrolled', reason } as const)
+          : this.#describe(pod);
+      const failedTries = pod?.failedTries ?? 0;
+      const { state } = own;
+      return {
+        uid,
+        namespace,
+        name,
+        wanted: reason === '',
+        state,
+        served,
+        reason: own.reason,
+        failedTries,
+        redirection,
+      };
+    });
   }
 
   /** Lets every pod go at once and tells the proxies. Resolves when these have answered. */
@@ -182,7 +274,12 @@ export class Pods {
         log,
         adopted: this.#adopted.delete(wanted.uid),
         ...(random === undefined ? {} : { random }),
-        left: ({ uid }) => this.#enrolled.delete(uid),
+        failed: () => this.counters.failedTries++,
+        changed: () => this.#options.changed?.(),
+        left: ({ uid }) => {
+          this.#enrolled.delete(uid);
+          this.#options.changed?.();
+        },
       });
       this.#enrolled.set(wanted.uid, pod);
     }
@@ -196,6 +293,22 @@ export class Pods {
     const delay = reason === 'has ended' ? 0 : UNLABEL_DELAY_MS;
     if (pod !== undefined) pod.leave(reason, delay);
     else this.#drop(uid, reason);
+  }
+
+  #noteDns(pod: Pod, value: string | undefined): void {
+    if (value === undefined) return;
+    const { uid, name } = pod.metadata;
+    this.#options.log.info(
+      {
+        event: 'annotation_ignored',
+        uid,
+        namespace: namespaceOf(pod),
+        pod: name,
+        annotation: DNS_CAPTURE_ANNOTATION,
+        value,
+      },
+      'DNS is not captured, whatever this annotation says',
+    );
   }
 
   /** Lets go what is in no manifest any more. */
@@ -217,6 +330,12 @@ export class Pods {
   }
 }
 
+/** What is decided about a pod before it runs; undefined while its namespace is not known, which may be labelled. */
+function verdictOf(pod: Pod, reason: NotEnrolledReason | '', namespaceKnown: boolean): PodVerdict | undefined {
+  if (reason === '' || (reason === 'has no address yet' && pod.spec?.hostNetwork !== true)) return 'mesh';
+  return namespaceKnown || reason !== 'not labelled' ? 'plain' : undefined;
+}
+
 /** What Go's strconv.ParseBool takes for true, by which Istio reads the annotation. */
 const TRUE: readonly string[] = ['1', 't', 'T', 'TRUE', 'true', 'True'];
 
@@ -228,6 +347,7 @@ function wantedOf(pod: Pod): WantedPod {
     name: pod.metadata.name,
     serviceAccount: serviceAccountOf(pod),
     netnsPath: annotations[NETNS_ANNOTATION] || undefined,
+    cgroupUid: (annotations[MIRROR_ANNOTATION] && annotations[CONFIG_HASH_ANNOTATION]) || pod.metadata.uid,
     addresses: addressesOf(pod),
     bypassInbound: TRUE.includes(annotations[BYPASS_INBOUND_ANNOTATION] ?? ''),
   };

@@ -9,6 +9,8 @@ export interface ProxyPlaces {
   readonly own: bigint;
   /** The pod of this node whose network namespace it is. */
   podOf(cookie: bigint): string | undefined;
+  /** Whether proxies are run in this pod, by who runs the agent. */
+  isProxyPod?(pod: string): boolean;
 }
 
 /**
@@ -16,9 +18,10 @@ export interface ProxyPlaces {
  * @param cookie SO_NETNS_COOKIE of the process's network namespace
  * @returns why it may not; undefined where it may
  */
-export function misplaced(cookie: bigint, { allowed, own, podOf }: ProxyPlaces): string | undefined {
+export function misplaced(cookie: bigint, { allowed, own, podOf, isProxyPod }: ProxyPlaces): string | undefined {
   if (cookie === own) return undefined;
   const pod = podOf(cookie);
+  if (pod !== undefined && isProxyPod?.(pod) === true) return undefined;
   if (pod !== undefined) return `the process is in the network namespace of pod ${pod}, where no proxy runs`;
   if (allowed === 'any') return undefined;
   return (

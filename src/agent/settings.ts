@@ -1,7 +1,9 @@
 /** What the agent can be told: every flag and environment name of `ebbtide agent` is read here, with its default. */
 import { join, resolve } from 'node:path';
 import { type Command, Option } from 'commander';
-import { PIN_DIRECTORY_NAME } from './capture.js';
+import { EXCLUDED_NAMESPACES } from '../mesh/labels.js';
+import { type HoldOptions, PIN_DIRECTORY_NAME } from './capture.js';
+import type { OwnPod } from './daemonset.js';
 import { checkCapabilities, checkCgroup } from './machine.js';
 import { DEFAULT_BPFFS, provideBpffs, provideCgroupRoot } from './mounts.js';
 import type { ProxyNetns } from './proxy-place.js';
@@ -9,12 +11,32 @@ import type { ProxyNetns } from './proxy-place.js';
 export interface AgentSettings {
   /** The node whose pods this agent enrols, as `spec.nodeName` has it. */
   readonly nodeName: string;
-  /** Folder of Kubernetes manifests, watched. */
-  readonly manifests: string;
+  /** Folder of Kubernetes manifests, watched; undefined: the Kubernetes API is. */
+  readonly manifests: string | undefined;
+  /** Path of a kubeconfig; undefined: this is a pod with a service account. */
+  readonly kubeconfig: string | undefined;
+  /** The pod that the agent is; undefined where it is none. */
+  readonly ownPod: OwnPod | undefined;
+  /** Namespaces whose pods are never captured. */
+  readonly excludedNamespaces: readonly string[];
+  /** The node's /proc, of its pid namespace. */
+  readonly hostProc: string;
+  /** Path of the node's network namespace; undefined: the kubelet's. */
+  readonly hostNetns: string | undefined;
+  /** Port by which the kubelet is known. */
+  readonly kubeletPort: number;
+  /** What becomes of new pods until they are decided about and captured; undefined: none is held. */
+  readonly hold: HoldOptions | undefined;
+  /** Where the container runtime mounts network namespaces. */
+  readonly cniNetns: string;
   /** Path of the ZDS socket. */
   readonly zdsSocket: string;
   /** Path of the socket on which the agent tells its status over HTTP. */
   readonly statusSocket: string;
+  /** Port of metrics and readiness; undefined: none, 0: the kernel chooses. */
+  readonly port: number | undefined;
+  /** How long a pod that cannot be enrolled keeps the agent from being ready, in milliseconds. */
+  readonly readyPatienceMs: number;
   /** Directory of cgroup2 whose processes are captured. */
   readonly cgroup: string;
   /** Where the bpffs is; a path of this process where it is outside of its mount namespace. */
@@ -25,19 +47,34 @@ export interface AgentSettings {
   readonly pinDirectory: string;
   /** Network namespaces in which a proxy may run. */
   readonly proxyNetns: ProxyNetns;
-  /** At the end leave all pods captured, for the agent that comes next. */
-  readonly keep: boolean;
+  /** Ask the agent that has this node for it, and give it to the next that asks. */
+  readonly takeOver: boolean;
+  /** At the end leave all pods captured, for the agent that comes next; undefined: unless the DaemonSet is deleted. */
+  readonly keep: boolean | undefined;
 }
 
-interface RawOptions {
-  readonly manifests: string;
+/** What commander makes of the flags. */
+export interface RawOptions {
+  readonly manifests?: string;
+  readonly kubeconfig?: string;
   readonly cgroup?: string;
   readonly bpffs: string;
-  readonly keep: boolean;
+  readonly hostProc: string;
+  readonly cniNetns: string;
+  readonly hostNetns?: string;
+  readonly kubeletPort: string;
+  readonly hold?: 'refuse' | 'allow' | 'off';
+  readonly podCgroup?: string;
+  readonly port?: string;
+  readonly keep?: boolean;
+  readonly takeOver?: boolean;
   readonly proxyNetns: ProxyNetns;
 }
 
 const DEFAULT_ZDS_SOCKET = '/var/run/ztunnel/ztunnel.sock';
+/** Istio's node agent has its metrics there. */
+const DEFAULT_PORT = 15014;
+const DEFAULT_READY_PATIENCE_S = 30;
 
 /** Path of the status socket that belongs to a ZDS socket. */
 export const statusSocketOf = (zdsSocket: string): string => `${zdsSocket}.status`;
@@ -52,22 +89,80 @@ export function pinDirectoryOf(bpffs: string, nodeName: string): string {
 
 /** Declares the flags of `ebbtide agent`; {@link readSettings} reads them. */
 export function addOptions(command: Command): Command {
-  const manifests = process.env.EBBTIDE_MANIFESTS;
-  const text = 'folder of Kubernetes manifests, watched for changes (env EBBTIDE_MANIFESTS)';
-  if (manifests === undefined) command.requiredOption('--manifests <dir>', text);
-  else command.option('--manifests <dir>', text, manifests);
   return command
+    .addOption(
+      new Option(
+        '--manifests <dir>',
+        'folder of Kubernetes manifests, watched for changes; without it the Kubernetes API is asked',
+      ).env('EBBTIDE_MANIFESTS'),
+    )
+    .addOption(
+      new Option('--kubeconfig <file>', "how to reach the Kubernetes API (default: by the pod's service account)").env(
+        'EBBTIDE_KUBECONFIG',
+      ),
+    )
     .option('--cgroup <dir>', 'capture what runs below this directory of cgroup2 (default: the root of cgroup2)')
     .option('--bpffs <dir>', 'where programs and maps are pinned; a bpffs is mounted there if none is', DEFAULT_BPFFS)
-    .option(
-      '--keep',
-      'leave all pods captured at the end, for the agent that comes next (env EBBTIDE_KEEP_ON_EXIT=true)',
-      process.env.EBBTIDE_KEEP_ON_EXIT === 'true',
+    .addOption(
+      new Option('--host-proc <dir>', "the node's /proc, by which network namespaces of pods are found")
+        .default('/proc')
+        .env('EBBTIDE_HOST_PROC'),
     )
     .addOption(
       new Option(
+        '--host-netns <path>',
+        "the node's network namespace (default: the kubelet's, or that of process 1)",
+      ).env('EBBTIDE_HOST_NETNS'),
+    )
+    .addOption(
+      new Option('--kubelet-port <port>', 'port by which the kubelet is known, whose probes reach captured pods')
+        .default('10250')
+        .env('EBBTIDE_KUBELET_PORT'),
+    )
+    .addOption(
+      new Option(
+        '--hold <how>',
+        'new pods until it is known whether they belong in the mesh, also while no agent runs: refuse them TCP, allow it ' +
+          'in clear, or hold none at all, also not until they are captured (default: refuse, off with --manifests)',
+      )
+        .choices(['refuse', 'allow', 'off'])
+        .env('EBBTIDE_HOLD'),
+    )
+    .addOption(
+      new Option(
+        '--pod-cgroup <dir>',
+        "directory of cgroup2 below which this node's pods are, where several nodes share a kernel (default: all)",
+      ).env('EBBTIDE_POD_CGROUP'),
+    )
+    .addOption(
+      new Option('--cni-netns <dir>', 'where the container runtime mounts network namespaces')
+        .default('/var/run/netns')
+        .env('EBBTIDE_CNI_NETNS'),
+    )
+    .addOption(
+      new Option(
+        '--port <port>',
+        `metrics and readiness over HTTP; "none" for none (default: ${DEFAULT_PORT}, none with --manifests)`,
+      ).env('EBBTIDE_AGENT_PORT'),
+    )
+    .addOption(
+      new Option(
+        '--keep',
+        'leave all pods captured at the end, for the agent that comes next (default: with the Kubernetes API unless the ' +
+          "agent's DaemonSet is deleted; env EBBTIDE_KEEP_ON_EXIT=true or false)",
+      ),
+    )
+    .option('--no-keep', 'at the end let all pods go and take everything out of the kernel')
+    .option(
+      '--take-over',
+      'ask an agent that has this node for it, and give it to the next that asks (default: with the Kubernetes API)',
+    )
+    .option('--no-take-over', 'fail where another agent has this node')
+    .addOption(
+      new Option(
         '--proxy-netns <which>',
-        "where a proxy may run: in the agent's own network namespace, or in any that is no pod's (for a ztunnel in a pod)",
+        "where a proxy may run: in the agent's own network namespace or that of a pod of its DaemonSet, or in any that is no " +
+          "pod's of the mesh (for a ztunnel in a pod)",
       )
         .choices(['own', 'any'])
         .default('own')
@@ -75,7 +170,7 @@ export function addOptions(command: Command): Command {
     )
     .addHelpText(
       'after',
-      `\nEnvironment:\n  NODE_NAME  the node whose pods are enrolled; required\n  INPOD_UDS  ZDS socket (default ${DEFAULT_ZDS_SOCKET}); status is at the same path + .status\n  EBBTIDE_LOG  log level (default info)`,
+      `\nEnvironment:\n  NODE_NAME  the node whose pods are enrolled; required\n  INPOD_UDS  ZDS socket (default ${DEFAULT_ZDS_SOCKET}); status is at the same path + .status\n  EXCLUDE_NAMESPACES  namespaces whose pods are never captured, separated by commas (default ${EXCLUDED_NAMESPACES.join(',')})\n  POD_NAME, POD_NAMESPACE  the agent's own pod, whose DaemonSet tells whether to let all pods go at the end\n  EBBTIDE_READY_PATIENCE_SECONDS  how long a pod that cannot be enrolled keeps the agent from being ready (default ${DEFAULT_READY_PATIENCE_S})\n  EBBTIDE_LOG  log level (default info)`,
     );
 }
 
@@ -89,6 +184,7 @@ export function readSettings(options: RawOptions, env: NodeJS.ProcessEnv = proce
     const what = nodeName === '' ? 'is not set' : `is ${JSON.stringify(nodeName)}, which is no name of a Node`;
     throw new Error(`NODE_NAME ${what}; set it to the name of this node as in spec.nodeName of its pods`);
   }
+  const cluster = clusterSettings(options, env);
   checkCapabilities();
   const cgroup = options.cgroup === undefined ? provideCgroupRoot() : resolve(options.cgroup);
   checkCgroup(cgroup);
@@ -96,8 +192,8 @@ export function readSettings(options: RawOptions, env: NodeJS.ProcessEnv = proce
   const found = provideBpffs(bpffs);
   const zdsSocket = zdsSocketOf(env);
   return {
+    ...cluster,
     nodeName,
-    manifests: options.manifests,
     zdsSocket,
     statusSocket: statusSocketOf(zdsSocket),
     cgroup,
@@ -105,6 +201,74 @@ export function readSettings(options: RawOptions, env: NodeJS.ProcessEnv = proce
     bpffsMounted: found.mounted,
     pinDirectory: pinDirectoryOf(found.path, nodeName),
     proxyNetns: options.proxyNetns,
-    keep: options.keep,
   };
+}
+
+type ClusterSettings = Pick<
+  AgentSettings,
+  | 'manifests'
+  | 'kubeconfig'
+  | 'ownPod'
+  | 'excludedNamespaces'
+  | 'hostProc'
+  | 'cniNetns'
+  | 'hostNetns'
+  | 'kubeletPort'
+  | 'hold'
+  | 'port'
+  | 'readyPatienceMs'
+  | 'takeOver'
+  | 'keep'
+>;
+
+/** What depends on whether there is a cluster, and asks nothing of the machine. @throws Error */
+export function clusterSettings(options: RawOptions, env: NodeJS.ProcessEnv): ClusterSettings {
+  const manifests = options.manifests || undefined;
+  const kubeconfig = options.kubeconfig || undefined;
+  const byApi = manifests === undefined;
+  if (!byApi && kubeconfig !== undefined) {
+    throw new Error('--manifests and --kubeconfig exclude each other; give the one that the pods are to be read from');
+  }
+  if (byApi && kubeconfig === undefined && !env.KUBERNETES_SERVICE_HOST) {
+    throw new Error(
+      'neither --manifests nor --kubeconfig is given, and this is no pod (KUBERNETES_SERVICE_HOST is not set); ' +
+        'give --manifests DIR, or --kubeconfig FILE for the Kubernetes API',
+    );
+  }
+  const { POD_NAME: name, POD_NAMESPACE: namespace } = env;
+  const patience = env.EBBTIDE_READY_PATIENCE_SECONDS || String(DEFAULT_READY_PATIENCE_S);
+  if (!/^\d{1,6}$/.test(patience)) {
+    throw new Error(`EBBTIDE_READY_PATIENCE_SECONDS is ${JSON.stringify(patience)}; give a whole number of seconds`);
+  }
+  const keepByEnv = { true: true, false: false }[env.EBBTIDE_KEEP_ON_EXIT ?? ''];
+  return {
+    manifests,
+    kubeconfig,
+    ownPod: byApi && name && namespace ? { name, namespace } : undefined,
+    excludedNamespaces: (env.EXCLUDE_NAMESPACES ?? EXCLUDED_NAMESPACES.join(','))
+      .split(',')
+      .map((each) => each.trim())
+      .filter((each) => each !== ''),
+    hostProc: resolve(options.hostProc),
+    cniNetns: resolve(options.cniNetns),
+    hostNetns: options.hostNetns || undefined,
+    kubeletPort: portOf('--kubelet-port', options.kubeletPort) ?? 0,
+    hold: holdOf(options.hold ?? (byApi ? 'refuse' : 'off'), options.podCgroup),
+    port: portOf('--port', options.port || (byApi ? String(DEFAULT_PORT) : 'none')),
+    readyPatienceMs: Number(patience) * 1000,
+    takeOver: options.takeOver ?? byApi,
+    keep: options.keep ?? keepByEnv ?? (byApi ? undefined : false),
+  };
+}
+
+function holdOf(how: 'refuse' | 'allow' | 'off', podCgroup: string | undefined): HoldOptions | undefined {
+  if (how === 'off') return undefined;
+  return { undecided: how, ...(podCgroup ? { podCgroup: resolve(podCgroup) } : {}) };
+}
+
+function portOf(flag: string, text: string): number | undefined {
+  if (text === 'none') return undefined;
+  const port = /^\d{1,5}$/.test(text) ? Number(text) : Number.NaN;
+  if (!(port <= 65_535)) throw new Error(`${flag} is ${JSON.stringify(text)}; give a port, 0 for any, or "none"`);
+  return port;
 }

@@ -49,6 +49,7 @@ export class ZdsConnection {
   /** UIDs that the proxy has acknowledged by an Ack without error. */
   readonly acknowledged = new Set<string>();
   readonly #connection: SeqpacketConnection;
+  #standby = false;
   readonly #events: ZdsConnectionEvents;
   readonly #queue: Request[] = [];
   #current: Request | undefined;
@@ -62,6 +63,11 @@ export class ZdsConnection {
     connection.onMessage((message) => this.#message(message));
     connection.onClose((error) => this.#end(error === undefined ? 'the proxy closed the connection' : error.message));
     this.#setDeadline('no greeting (ZdsHello)');
+  }
+
+  /** By its greeting the proxy can serve no pod yet, and greets again on another connection when it can. */
+  get standby(): boolean {
+    return this.#standby;
   }
 
   /** Tells of a pod. @throws ProxyRefusal, ConnectionLost */
@@ -149,7 +155,9 @@ export class ZdsConnection {
   #greeting(data: Uint8Array): string | undefined {
     let version: number;
     try {
-      version = ZdsHello.decode(data).version;
+      const hello = ZdsHello.decode(data);
+      ({ version } = hello);
+      this.#standby = hello.standby;
     } catch {
       return 'a greeting that is no ZdsHello';
     }

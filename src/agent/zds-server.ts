@@ -1,7 +1,9 @@
 /** The ZDS server: several proxies may be connected, the newest of which gets the pods. Protocol: Istio's zds.proto. */
+import { readFileSync } from 'node:fs';
 import type { Logger } from '../mesh/log.js';
 import { listenSeqpacket } from '../mesh/native-seqpacket.js';
 import type { SeqpacketConnection, SeqpacketServer } from '../mesh/seqpacket.js';
+import { startTicksOf } from './pod-processes.js';
 import { ConnectionLost, ProxyRefusal, ZdsConnection, type ZdsWorkload } from './zds-connection.js';
 
 /** No proxy is connected that could take a pod. */
@@ -19,6 +21,8 @@ export interface ZdsPods {
   trustProxy(pid: number): void;
   /** Called when a trusted process has ended. */
   distrustProxy(pid: number): void;
+  /** Called when what the newest proxy makes of a pod may be another thing than before. */
+  viewChanged?(): void;
 }
 
 /** What a proxy made of a pod. */
@@ -29,13 +33,24 @@ const MAX_CONNECTIONS = 16;
 /** Trusted processes are looked at again this often, and before a pod is told of. */
 const RECHECK_MS = 1000;
 
+/** When a process was started, in ticks after boot; 0 where it has ended. */
+function startOf(pid: number): bigint {
+  try {
+    return startTicksOf(readFileSync(`/proc/${pid}/stat`, 'utf8'));
+  } catch {
+    return 0n;
+  }
+}
+
 export class ZdsServer {
   readonly #path: string;
   readonly #log: Logger;
   readonly #pods: ZdsPods;
   readonly #open = new Set<ZdsConnection>();
-  /** Greeted, oldest first. */
+  /** Greeted; by the start of their processes, oldest first: after a new agent has come they connect again in any order. */
   readonly #ready: ZdsConnection[] = [];
+  /** Greeted, and left alone while another proxy serves the pods. */
+  readonly #standby = new Set<ZdsConnection>();
   readonly #trusted = new Set<number>();
   /** Last error of each pod that the newest proxy does not serve. */
   readonly #errors = new Map<string, string>();
@@ -117,9 +132,11 @@ export class ZdsServer {
     try {
       await connection.add(workload);
       this.#errors.delete(uid);
+      this.#pods.viewChanged?.();
     } catch (error) {
       if (error instanceof ProxyRefusal) {
         this.#errors.set(uid, `the proxy cannot serve it: ${error.message}`);
+        this.#pods.viewChanged?.();
         this.#log.warn(
           { event: 'zds_add_refused', uid, namespace, pod: name, proxy: connection.pid, error: error.message },
           'the proxy cannot serve a pod; the pod stays captured and has no network for TCP until it can',
@@ -178,7 +195,20 @@ export class ZdsServer {
       return;
     }
     this.#trusted.add(pid);
+    if (connection.standby && this.#ready.length > 0) {
+      this.#standby.add(connection);
+      this.#log.info({ event: 'zds_standby', proxy: pid }, 'a proxy is connected that cannot serve pods yet');
+      return;
+    }
+    this.#serve(connection);
+  }
+
+  /** Tells a proxy of all pods; from here on it is one of those that serve them. */
+  #serve(connection: ZdsConnection): void {
+    const { pid } = connection;
     this.#ready.push(connection);
+    const started = new Map(this.#ready.map((each) => [each, startOf(each.pid)]));
+    this.#ready.sort((a, b) => Number((started.get(a) ?? 0n) - (started.get(b) ?? 0n)));
     this.#errors.clear();
     const workloads = this.#pods.workloads();
     this.#log.info({ event: 'zds_connected', proxy: pid, pods: workloads.length }, 'a proxy is connected');
@@ -198,11 +228,21 @@ export class ZdsServer {
 
   #ended(connection: ZdsConnection, reason: string): void {
     this.#open.delete(connection);
+    this.#standby.delete(connection);
     const wasNewest = this.#ready.at(-1) === connection;
     const index = this.#ready.indexOf(connection);
     if (index >= 0) this.#ready.splice(index, 1);
     this.#log.warn({ event: 'zds_disconnected', proxy: connection.pid, reason }, 'a proxy is disconnected');
     if (this.#closing) return;
+    this.#pods.viewChanged?.();
+    if (this.#ready.length === 0) {
+      // Better one that is not ready than none: what it cannot decide yet waits there.
+      for (const waiting of [...this.#standby]) {
+        this.#standby.delete(waiting);
+        this.#serve(waiting);
+      }
+      return;
+    }
     const newest = this.#ready.at(-1);
     if (wasNewest && newest !== undefined) {
       // What was told to the newest only must be told to the one that is the newest now.

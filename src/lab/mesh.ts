@@ -32,6 +32,7 @@ export class MeshNode {
   proxy: LabProcess | undefined;
   readonly #ground: Ground;
   readonly #env: NodeJS.ProcessEnv;
+  #ports = 0;
 
   constructor(ground: Ground, number: number, options: MeshOptions) {
     this.name = `node${number}`;
@@ -44,16 +45,22 @@ export class MeshNode {
     return join(this.#ground.directory, 'logs', `${part}-${this.name}.log`);
   }
 
-  async startAgent(): Promise<void> {
+  /** Starts an agent. One that is there already is not touched, and is the caller's to end. */
+  async startAgent(...flags: readonly string[]): Promise<void> {
     const argv = [process.execPath, EBBTIDE, 'agent', '--manifests', join(this.#ground.directory, 'manifests')];
-    argv.push('--bpffs', join(this.#ground.bpffs, this.name));
+    argv.push('--bpffs', join(this.#ground.bpffs, this.name), ...flags);
     this.agent = await LabProcess.start(`agent of ${this.name}`, this.place, argv, {
       log: this.log('agent'),
       env: { NODE_NAME: this.name, INPOD_UDS: this.#socket() },
     });
   }
 
-  async startProxy(): Promise<void> {
+  /**
+   * Starts a proxy. One that is there already is not touched, and is the caller's to end.
+   * @param first added to the number of each of its ports, so that two can be in one network namespace
+   */
+  async startProxy(first = 0, env: NodeJS.ProcessEnv = {}): Promise<void> {
+    this.#ports = first;
     const data = join(this.#ground.directory, 'data');
     const controller = `https://${CONTROL_ADDRESS}:${CONTROLLER_PORT}`;
     this.proxy = await LabProcess.start(`proxy of ${this.name}`, this.place, [process.execPath, EBBTIDE, 'proxy'], {
@@ -66,9 +73,23 @@ export class MeshNode {
         XDS_ROOT_CA: join(data, 'root-cert.pem'),
         CA_ROOT_CA: join(data, 'root-cert.pem'),
         AUTH_TOKEN: join(data, 'tokens', this.name),
+        ...(first === 0
+          ? {}
+          : {
+              EBBTIDE_ADMIN_PORT: String(ADMIN_PORT + first),
+              EBBTIDE_METRICS_PORT: String(METRICS_PORT + first),
+              EBBTIDE_READINESS_PORT: String(READINESS_PORT + first),
+            }),
         ...this.#env,
+        ...env,
       },
     });
+  }
+
+  /** Goes back to a proxy that was started before. */
+  useProxy(proxy: LabProcess | undefined, first: number): void {
+    this.proxy = proxy;
+    this.#ports = first;
   }
 
   /** Resolves when the proxy says that it is ready, which ends with an error if it stops first. */
@@ -86,7 +107,7 @@ export class MeshNode {
 
   /** Asks the proxy over HTTP, from within the node. `code` is curl's: 0 only for an answer of 2xx. */
   fetch(port: number, path: string): Promise<Finished> {
-    const argv = ['curl', '-sS', '--fail', '--max-time', '5', `http://127.0.0.1:${port}${path}`];
+    const argv = ['curl', '-sS', '--fail', '--max-time', '5', `http://127.0.0.1:${port + this.#ports}${path}`];
     return run(placed(this.place, argv));
   }
 

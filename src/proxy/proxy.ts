@@ -64,7 +64,8 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
   const trustDomainOf = ({ namespace, name, serviceAccount }: PodInfo): string =>
     state.localWorkload(namespace, name, serviceAccount)?.trustDomain ?? settings.trustDomain ?? DEFAULT_TRUST_DOMAIN;
   const pods = new Pods({ engine, certificates, log, trustDomainOf });
-  const zds = new ZdsClient({ path: settings.inpodUds, connect: native.connectZds, pods, log });
+  let synced = false;
+  const zds = new ZdsClient({ path: settings.inpodUds, connect: native.connectZds, pods, log, canServe: () => synced });
   const xds = new XdsClient({
     settings: settings.xds,
     node: xdsNode(settings),
@@ -73,7 +74,11 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
     apply: (delta) => engine.apply(delta),
     onApplied: () => pods.refreshIdentities(),
     onConnected: () => certificates.retryFailed(),
-    onSynced: () => log.info({ event: 'xds_synced' }, 'received the state of the mesh'),
+    onSynced: () => {
+      log.info({ event: 'xds_synced' }, 'received the state of the mesh');
+      synced = true;
+      zds.ready();
+    },
   });
 
   /** The engine asks at the rate of connections; what is no pod's identity here is never fetched. */

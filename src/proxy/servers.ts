@@ -1,6 +1,7 @@
 /** The proxy's three HTTP servers: admin (loopback), metrics and readiness. */
+
+import { type HttpAnswer, type HttpListener, type HttpRoute, listenHttp } from '../mesh/http.js';
 import type { Logger } from '../mesh/log.js';
-import { type HttpAnswer, type HttpListener, type HttpRoute, listenHttp } from './telemetry/http.js';
 import type { Metrics } from './telemetry/metrics.js';
 import type { DumpSources, MetricSources } from './telemetry/sources.js';
 

@@ -195,6 +195,36 @@ TEST(EngineLife, DrainingLetsOpenStreamsEndAndTheClientGoElsewhere) {
   next.close();
 }
 
+// What the kernel has accepted for the proxy is the proxy's, also when it is about to close its listeners.
+TEST(EngineLife, NothingThatConnectedIsResetWhenDrainingBegins) {
+  Lab lab;
+  EchoServer echo(lab.server, 8080);
+  std::atomic<bool> stop{false};
+  std::atomic<int> served{0}, broken{0};
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 12; i++) {
+    clients.emplace_back([&] {
+      while (!stop) {
+        Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
+        if (!near) continue;
+        if (echoes(near)) {
+          served++;
+        } else {
+          broken++;
+        }
+      }
+    });
+  }
+  for (int i = 0; i < 2000 && served < 50; i++) std::this_thread::sleep_for(10ms);
+  std::promise<void> done;
+  lab.one->drain(10s, [&] { done.set_value(); });
+  EXPECT_EQ(done.get_future().wait_for(20s), std::future_status::ready);
+  stop = true;
+  for (auto& client : clients) client.join();
+  EXPECT_EQ(broken, 0);
+  EXPECT_GE(served, 50);
+}
+
 TEST(EngineLife, DrainingEndsAtItsDeadline) {
   Lab lab;
   EchoServer echo(lab.server, 8080);

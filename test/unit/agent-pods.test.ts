@@ -60,7 +60,8 @@ class World {
       this.proxy === 'serves' ? { serves: true } : { serves: false, reason: `proxy ${this.proxy}` },
   };
   readonly netns: NetnsFinder = {
-    open: (path) => {
+    open: ({ netnsPath: path }) => {
+      if (path === undefined) throw new Error('nowhere to be found');
       const cookie = this.cookies.get(path);
       if (cookie === undefined) throw new Error(`${path}: no such network namespace`);
       this.#fd++;
@@ -170,9 +171,9 @@ describe('a pod that comes', () => {
     expect(steps()).toEqual(['prepare p', 'add p', 'activate p']);
   });
 
-  it('without the annotation waits and says what to set', async () => {
+  it('whose namespace is not found waits and says why', async () => {
     pods.apply(objects([podObject({ annotations: { 'ebbtide.dev/netns': '' } })]), true);
-    expect(state()[0]?.[1]).toMatch(/annotation ebbtide.dev\/netns/);
+    expect(state()[0]?.[1]).toBe('nowhere to be found');
     pods.apply(objects([podObject()]), true);
     await pass(0);
     expect(state()).toEqual([['captured', '']]);
@@ -346,6 +347,8 @@ describe('a network namespace', () => {
     expect(pods.report()[0]?.state).toBe('not enrolled');
     expect(pods.ofNetns(1n)).toBe('team/p');
     world.cookies.clear();
+    // What was found is believed for some seconds.
+    await pass(5000);
     expect(pods.ofNetns(1n)).toBeUndefined();
   });
 

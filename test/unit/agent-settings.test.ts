@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { checkCapabilities, checkCgroup, findCgroupRoot, isOnBpffs } from '../../src/agent/machine.ts';
 import { outerProcess, provideBpffs } from '../../src/agent/mounts.ts';
-import { pinDirectoryOf, readSettings } from '../../src/agent/settings.ts';
+import { clusterSettings, pinDirectoryOf, readSettings } from '../../src/agent/settings.ts';
 
 const line = (root: string, point: string, type = 'cgroup2') =>
   `41 31 0:38 ${root} ${point} rw,relatime shared:1 - ${type} none rw`;
@@ -38,10 +38,57 @@ describe('the machine', () => {
 });
 
 describe('settings', () => {
-  const raw = { manifests: 'm', bpffs: '/sys/fs/bpf', keep: false, proxyNetns: 'own' } as const;
+  const raw = {
+    manifests: 'm',
+    bpffs: '/sys/fs/bpf',
+    hostProc: '/proc',
+    cniNetns: '/var/run/netns',
+    kubeletPort: '10250',
+    proxyNetns: 'own',
+  } as const;
   it.each([[undefined], [''], ['../x'], ['UPPER']])('refuse NODE_NAME %s', (name) => {
     expect(() => readSettings(raw, name === undefined ? {} : { NODE_NAME: name })).toThrow(/NODE_NAME.*spec.nodeName/);
   });
+  const cluster = { ...raw, manifests: '' };
+  const inPod = { KUBERNETES_SERVICE_HOST: '10.0.0.1' };
+  it('are for a folder of manifests: no port, everything removed at the end, no other agent asked', () => {
+    expect(clusterSettings(raw, inPod)).toMatchObject({
+      port: undefined,
+      keep: false,
+      takeOver: false,
+      hold: undefined,
+    });
+  });
+  it('are for the Kubernetes API in a pod: a port, pods kept unless the DaemonSet is deleted, the node taken over', () => {
+    const env = { ...inPod, POD_NAME: 'a', POD_NAMESPACE: 'mesh' };
+    expect(clusterSettings(cluster, env)).toMatchObject({
+      manifests: undefined,
+      port: 15014,
+      keep: undefined,
+      takeOver: true,
+      ownPod: { name: 'a', namespace: 'mesh' },
+      excludedNamespaces: ['kube-system'],
+      readyPatienceMs: 30_000,
+      hold: { undecided: 'refuse' },
+    });
+    const more = { ...env, EXCLUDE_NAMESPACES: ' a, ,b', EBBTIDE_KEEP_ON_EXIT: 'false' };
+    expect(clusterSettings({ ...cluster, port: '0', takeOver: false }, more)).toMatchObject({
+      excludedNamespaces: ['a', 'b'],
+      keep: false,
+      port: 0,
+      takeOver: false,
+    });
+    expect(clusterSettings({ ...cluster, keep: true, port: 'none' }, more)).toMatchObject({
+      keep: true,
+      port: undefined,
+    });
+  });
+  it.each([
+    ['no source at all', cluster, {}, /--manifests DIR, or --kubeconfig FILE/],
+    ['two sources', { ...raw, kubeconfig: 'k' }, inPod, /exclude each other/],
+    ['a port that is none', { ...cluster, port: '70000' }, inPod, /--port is "70000"/],
+    ['a patience that is none', cluster, { ...inPod, EBBTIDE_READY_PATIENCE_SECONDS: '-1' }, /whole number of seconds/],
+  ])('refuse %s', (_, options, env, message) => expect(() => clusterSettings(options, env)).toThrow(message));
   it('name the pins so that agents of several nodes do not meet, without dots', () => {
     expect(pinDirectoryOf('/b', 'a.b')).toBe('/b/ebbtide-a_b');
     expect(pinDirectoryOf('/b', 'a-b')).toBe('/b/ebbtide-a-b');

@@ -52,8 +52,8 @@ class Client {
       if (reply !== undefined) void this.socket.send(reply);
     });
   }
-  hello(): this {
-    void this.socket.send(HELLO);
+  hello(greeting: Uint8Array = HELLO): this {
+    void this.socket.send(greeting);
     return this;
   }
 }
@@ -175,6 +175,37 @@ describe('several proxies', () => {
     young.socket.close();
     await added;
     expect(old.got.at(-1)).toBe('add a');
+  });
+
+  it('one that cannot serve yet is left alone while another serves, and greets again when it can', async () => {
+    const standby = ZdsHello.encode({ version: 1, standby: true }).finish();
+    workloads = [workload('a')];
+    const old = new Client().hello();
+    await vi.waitFor(() => expect(old.got).toEqual(['add a', 'snapshotSent']));
+    const next = new Client().hello(standby);
+    await vi.waitFor(() => expect(events).toHaveLength(2));
+    await server.add(workload('b'));
+    expect(old.got).toEqual(['add a', 'snapshotSent', 'add b']);
+    expect(next.got).toEqual([]);
+    expect(server.proxies()).toHaveLength(1);
+    next.socket.close();
+    const again = new Client().hello();
+    await vi.waitFor(() => expect(again.got).toEqual(['add a', 'snapshotSent']));
+    await server.add(workload('c'));
+    expect(again.got.at(-1)).toBe('add c');
+  });
+
+  it('one that cannot serve yet is told of the pods where it is the only one, or becomes it', async () => {
+    const standby = ZdsHello.encode({ version: 1, standby: true }).finish();
+    workloads = [workload('a')];
+    const first = new Client().hello(standby);
+    await vi.waitFor(() => expect(first.got).toEqual(['add a', 'snapshotSent']));
+    const second = new Client().hello(standby);
+    await vi.waitFor(() => expect(events).toHaveLength(2));
+    expect(second.got).toEqual([]);
+    first.socket.close();
+    await vi.waitFor(() => expect(second.got).toEqual(['add a', 'snapshotSent']));
+    expect(server.view('a')).toEqual({ serves: true });
   });
 
   it('none: Add says so', async () => {

@@ -59,7 +59,9 @@ afterEach(() => {
 
 async function status(pods: readonly PodReport[], ...argv: string[]) {
   const socket = join(directory, 'zds.sock');
-  server = await serveStatus(`${socket}.status`, () => ({ node: 'node1', proxies: [42], pods, problems: [] }));
+  server = await serveStatus(`${socket}.status`, {
+    status: () => ({ node: 'node1', proxies: [42], pods, problems: [] }),
+  });
   return ask(socket, ...argv);
 }
 

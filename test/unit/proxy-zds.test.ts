@@ -124,6 +124,35 @@ describe('ZDS client', () => {
     expect(packets).toHaveLength(5);
   });
 
+  it('greets as one that cannot serve until it can, then anew; or stays where it was given pods all the same', async () => {
+    const greetings = () => packets.map((packet) => ZdsHello.decode(packet).standby);
+    let serves = false;
+    client.stop();
+    const options = { path: path(), connect: connectSeqpacket, pods, log: silent, canServe: () => serves };
+    client = new ZdsClient(options);
+    client.start();
+    await until(() => packets.length === 1, 'a greeting');
+    expect(greetings()).toEqual([true]);
+    serves = true;
+    client.ready();
+    await until(() => packets.length === 2, 'a second greeting');
+    expect(greetings()).toEqual([true, false]);
+    await until(() => closed === 1, 'the first connection to end');
+
+    client.stop();
+    packets.length = 0;
+    serves = false;
+    client = new ZdsClient(options);
+    client.start();
+    await until(() => packets.length === 1, 'a greeting');
+    const connection = connections.at(-1) as SeqpacketConnection;
+    expect(await ask(connection, add('u1'), true)).toBe('');
+    serves = true;
+    client.ready();
+    expect(await ask(connection, { snapshotSent: {} })).toBe('');
+    expect(client.synced).toBe(true);
+  });
+
   it('keeps pods while the agent is away and stops those that the next snapshot does not name', async () => {
     client.start();
     const first = await hello();

@@ -13,6 +13,8 @@ export interface ZdsClientOptions {
   readonly connect: (path: string) => Promise<SeqpacketConnection> | SeqpacketConnection;
   readonly pods: Pick<Pods, 'add' | 'remove' | 'uids'>;
   readonly log: Logger;
+  /** Whether pods can be served: until then they are left to another proxy, where there is one. Default: yes. */
+  readonly canServe?: () => boolean;
 }
 
 export class ZdsClient {
@@ -35,6 +37,14 @@ export class ZdsClient {
 
   start(): void {
     void this.#connect();
+  }
+
+  /** Pods can be served now. */
+  ready(): void {
+    if (this.#session?.standsBy !== true) return;
+    this.#options.log.info({ event: 'zds_ready' }, 'asks the node agent for the pods');
+    this.#backoff.reset();
+    this.#session.close();
   }
 
   stop(): void {
@@ -62,6 +72,7 @@ export class ZdsClient {
       connection,
       pods,
       log,
+      standby: this.#options.canServe?.() === false,
       onSnapshot: () => {
         this.#snapshot = true;
         this.#backoff.reset();

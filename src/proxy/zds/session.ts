@@ -17,6 +17,8 @@ export interface SessionOptions {
   readonly connection: SeqpacketConnection;
   readonly pods: Pick<Pods, 'add' | 'remove' | 'uids'>;
   readonly log: Logger;
+  /** Greet as one that cannot serve pods yet. */
+  readonly standby?: boolean;
   /** The agent told of every pod. */
   onSnapshot(): void;
   onClose(error?: Error): void;
@@ -27,13 +29,20 @@ export class ZdsSession {
   /** Pods named on this connection, until the snapshot is whole. */
   #named: Set<string> | undefined = new Set();
   #closed = false;
+  #idle = true;
 
   constructor(options: SessionOptions) {
     this.#options = options;
     const { connection } = options;
     connection.onMessage((message) => this.#receive(message));
     connection.onClose((error) => this.#close(error));
-    this.#send(ZdsHello.encode({ version: Version.V1 }).finish());
+    const { standby = false } = options;
+    this.#send(ZdsHello.encode({ version: Version.V1, ...(standby ? { standby } : {}) }).finish());
+  }
+
+  /** The agent leaves this proxy alone, as it was greeted for. */
+  get standsBy(): boolean {
+    return this.#options.standby === true && this.#idle;
   }
 
   close(): void {
@@ -41,6 +50,7 @@ export class ZdsSession {
   }
 
   #receive(message: SeqpacketMessage): void {
+    this.#idle = false;
     const fds = new Set(message.fds);
     let error: string | undefined;
     let fatal = false;

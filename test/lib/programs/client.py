@@ -221,15 +221,17 @@ def many(host, port, count):
 
 def load(host, port, seconds):
     """Short connections, one after the other, and one long one beside; says how many failed and how."""
-    end, done, failures, long_echoes = time.monotonic() + float(seconds), 0, {}, 0
+    end, done, failures, long_echoes, slowest = time.monotonic() + float(seconds), 0, {}, 0, 0.0
     long_lived = dial(host, port, 10)
     while time.monotonic() < end:
+        began = time.monotonic()
         try:
             with dial(host, port, 10) as connection:
                 connection.sendall(b"payload-in-clear")
                 if connection.recv(64) != b"payload-in-clear":
                     raise OSError("ended early")
             done += 1
+            slowest = max(slowest, time.monotonic() - began)
         except OSError as error:
             failures[str(error)] = failures.get(str(error), 0) + 1
             time.sleep(0.02)
@@ -242,7 +244,8 @@ def load(host, port, seconds):
             except OSError as error:
                 failures["long: " + str(error)] = 1
                 long_lived = None
-    return {"done": done, "failures": failures, "long_lived": long_lived is not None, "long_echoes": long_echoes}
+    long_ends = {"long_lived": long_lived is not None, "long_echoes": long_echoes}
+    return {"done": done, "failures": failures, "slowest_ms": round(slowest * 1000), **long_ends}
 
 
 def hold(host, port, seconds):

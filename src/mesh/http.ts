@@ -1,4 +1,4 @@
-/** The small HTTP servers of the proxy: a table of paths, short time limits, no more. */
+/** Small HTTP servers: a table of paths, short time limits, no more. */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 
@@ -85,7 +85,9 @@ function listen(server: Server, { what, host, port }: HttpOptions): Promise<void
   return new Promise((resolve, reject) => {
     server.once('error', (error: NodeJS.ErrnoException) => {
       const hint =
-        error.code === 'EADDRINUSE' ? '; another proxy runs in this network namespace, or give another port' : '';
+        error.code === 'EADDRINUSE'
+          ? '; another process of the mesh runs in this network namespace, or give another port'
+          : '';
       reject(new Error(`cannot listen for ${what} on port ${port}: ${error.message}${hint}`));
     });
     server.listen(host === undefined ? { port } : { port, host }, () => {

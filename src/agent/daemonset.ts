@@ -1,0 +1,84 @@
+/** Whether the agent's DaemonSet goes away with it: only then is everything taken out of the kernel. As Istio's ShouldStopCleanup. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type Api, ApiError } from '../mesh/api/index.js';
+import type { Metadata } from '../mesh/kubernetes.js';
+
+/** The agent's own pod, as the downward API tells. */
+export interface OwnPod {
+  readonly name: string;
+  readonly namespace: string;
+}
+
+/** What the end of the agent means for the pods of its node. */
+export interface Ending {
+  /** Pods stay captured. */
+  readonly keep: boolean;
+  /** Why, for the log. */
+  readonly reason: string;
+}
+
+interface Owned {
+  readonly metadata: Metadata;
+}
+
+const TRIES = 3;
+const PAUSE_MS = 1000;
+
+export class OwnDaemonSet {
+  readonly #api: Api;
+  readonly #pod: OwnPod;
+  #name: string | undefined;
+
+  constructor(api: Api, pod: OwnPod) {
+    this.#api = api;
+    this.#pod = pod;
+  }
+
+  /** The DaemonSet's name, once it was found. */
+  get name(): string | undefined {
+    return this.#name;
+  }
+
+  /**
+   * Finds the DaemonSet by the pod's owner and looks at it, so that it is known whether this agent has the right to: later a
+   * refusal means that the right was taken away, as an uninstallation does.
+   * @throws ApiError
+   */
+  async find(): Promise<void> {
+    const { name, namespace } = this.#pod;
+    const pod = await this.#api.request<Owned>('GET', `/api/v1/namespaces/${namespace}/pods/${name}`);
+    const owner = pod.metadata.ownerReferences?.find(
+      ({ kind, controller }) => kind === 'DaemonSet' && controller === true,
+    );
+    if (owner === undefined) throw new Error(`pod ${namespace}/${name} belongs to no DaemonSet`);
+    await this.#get(owner.name);
+    this.#name = owner.name;
+  }
+
+  /** Decides when the agent is told to stop. Takes some seconds at most. */
+  async ending(): Promise<Ending> {
+    if (this.#name === undefined) return { keep: true, reason: 'its DaemonSet was never found' };
+    const what = `DaemonSet ${this.#pod.namespace}/${this.#name}`;
+    let last = '';
+    for (let tries = 0; tries < TRIES; tries++) {
+      if (tries > 0) await sleep(PAUSE_MS);
+      try {
+        const { metadata } = await this.#get(this.#name);
+        if (metadata.deletionTimestamp !== undefined) return { keep: false, reason: `${what} is being deleted` };
+        return { keep: true, reason: `${what} stays` };
+      } catch (error) {
+        last = (error as Error).message;
+        if (!(error instanceof ApiError)) continue;
+        if (error.status === 404) return { keep: false, reason: `${what} is gone` };
+        // It could be read before: roles and service account are being deleted, too.
+        if (error.status === 401 || error.status === 403) return { keep: false, reason: `${what}: ${last}` };
+      }
+    }
+    return { keep: true, reason: `${what} cannot be asked for: ${last}` };
+  }
+
+  #get(name: string): Promise<Owned> {
+    const path = `/apis/apps/v1/namespaces/${this.#pod.namespace}/daemonsets/${name}`;
+    return this.#api.request<Owned>('GET', path, { timeoutMs: 3000 });
+  }
+}
