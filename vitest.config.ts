@@ -48,6 +48,18 @@ export default defineConfig({
           sequence: { groupOrder: 3 },
         },
       },
+      {
+        test: {
+          name: 'cluster',
+          include: ['test/kubernetes/cluster-*.test.ts'],
+          globalSetup: ['./test/lib/sweep.ts'],
+          pool: 'forks',
+          testTimeout: 120_000,
+          hookTimeout: 600_000,
+          fileParallelism: false,
+          sequence: { groupOrder: 4 },
+        },
+      },
     ],
   },
 });

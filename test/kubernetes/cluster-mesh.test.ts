@@ -114,7 +114,7 @@ describe('a namespace', () => {
   it('under STRICT refuses strangers and processes of the node, while probes of the kubelet go on', async () => {
     for (const [name, probe] of Object.entries({
       'probe-tcp': { tcpSocket: { port: WHOAMI_PORT } },
-      'probe-exec': { exec: { command: ['true'] } },
+      'probe-exec': { exec: { command: ['sh', '-c', ':'] } },
     })) {
       await cluster.apply(serverDeployment({ namespace: NS, name, node: 'node2', probe }));
     }

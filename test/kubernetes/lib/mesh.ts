@@ -11,6 +11,13 @@ const CHECKOUT = fileURLToPath(new URL('../../..', import.meta.url));
 export const MESH_NAMESPACE = 'ebbtide-system';
 export const MESH_IMAGE = { repository: 'localhost/ebbtide', tag: 'lab' } as const;
 
+/** Two nodes share this machine's kernel: each is told which network namespace and which pods are its own. */
+const NODE_VALUES = [
+  'node.hostPaths.cgroup=/run/cgroup',
+  'agent.env.EBBTIDE_HOST_NETNS=/var/run/netns/node',
+  'agent.env.EBBTIDE_POD_CGROUP=/host/sys/fs/cgroup/pods',
+] as const;
+
 /** Builds the image of this checkout and brings it to both nodes. */
 export async function importMeshImage(cluster: Cluster): Promise<void> {
   const tar = join(cluster.ground.disk, 'ebbtide.tar');
@@ -30,6 +37,7 @@ export async function installMesh(cluster: Cluster, progress: Progress, set: rea
     ...['upgrade', '--install', 'ebbtide', join(CHECKOUT, 'daemonset/chart')],
     ...['--namespace', MESH_NAMESPACE, '--create-namespace', '--wait', '--timeout', '4m'],
     ...['--set', `image.repository=${MESH_IMAGE.repository},image.tag=${MESH_IMAGE.tag},image.pullPolicy=Never`],
+    ...NODE_VALUES.flatMap((value) => ['--set', value]),
     ...set.flatMap((value) => ['--set', value]),
   ]);
   progress('the mesh is installed');

@@ -7,6 +7,7 @@ import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { stringify } from 'yaml';
 import { type Finished, must, run } from '../../../src/lab/exec.ts';
+import { cgroup2Root } from '../../../src/lab/ground.ts';
 import { LabProcess, type Place, placed } from '../../../src/lab/process.ts';
 import { Hopeless, waitFor } from '../../../src/lab/wait.ts';
 import { binary } from './binaries.ts';
@@ -62,8 +63,12 @@ export class ClusterNode {
       'mount --make-rshared /',
       // The folders are below one that gets hidden: each is opened through the disk's own path.
       ...own,
-      'mkdir -p /run/netns',
       'mount -t bpf bpf /sys/fs/bpf',
+      // What is machine-wide on a real node: its network namespace, and the cgroup below which its pods are.
+      'mkdir -p /run/netns /run/cgroup/all /run/cgroup/pods && touch /run/netns/node',
+      'mount --bind /proc/self/ns/net /run/netns/node',
+      'mount --rbind /sys/fs/cgroup /run/cgroup/all',
+      `mount --bind '${join(cgroup2Root(), this.options.cgroupRoot)}' /run/cgroup/pods`,
       'exec "$@"',
     ].join(' && ');
     const argv = ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', script, 'sh'];
