@@ -75,7 +75,7 @@ describe('a watched list', () => {
     }
     await watched.start();
     expect(watched.items().size).toBe(1100);
-    expect(watched.counters.pages).toBe(3);
+    expect(watched.counters.pages).toBe(11);
     expect(changes).toEqual([]);
     const kept = watched.items().get(`${namespace}/map-1`);
     await put('map-0', 'second');

@@ -47,7 +47,7 @@ export class Election {
   #leading = false;
   /** When the holder was last seen to renew, by our own clock: clocks of machines are never compared. */
   #seen: { readonly version: string; readonly at: number } | undefined;
-  #renewed = 0;
+  #expiry: NodeJS.Timeout | undefined;
   #running: Promise<void> | undefined;
 
   constructor(options: ElectionOptions) {
@@ -73,18 +73,25 @@ export class Election {
   async #run(): Promise<void> {
     while (!this.#stop.signal.aborted) {
       try {
+        const asked = performance.now();
         const holds = await this.#tryHold();
-        if (holds) this.#renewed = performance.now();
+        clearTimeout(this.#expiry);
         this.#set(holds);
+        // Counted from before the request: what others count from cannot be earlier. Not left to the next try to notice,
+        // which may hang.
+        if (holds) {
+          const left = this.#times.deadlineMs - (performance.now() - asked);
+          this.#expiry = setTimeout(() => this.#set(false), Math.max(0, left));
+        }
       } catch (error) {
         this.#options.log.warn({ event: 'lease_failed', err: error }, 'cannot renew or look at the lease');
-        if (performance.now() - this.#renewed > this.#times.deadlineMs) this.#set(false);
       }
       await sleep(this.#times.retryMs * (0.8 + 0.4 * Math.random()), undefined, { signal: this.#stop.signal }).catch(
         () => {},
       );
     }
     const led = this.#leading;
+    clearTimeout(this.#expiry);
     this.#set(false);
     if (led) await this.#release().catch(() => {});
   }
@@ -130,9 +137,9 @@ export class Election {
     return this.#write('PUT', `${this.#path}/${name}`, { ...lease, spec: own }, timeoutMs);
   }
 
-  async #write(method: string, path: string, body: object, timeoutMs: number): Promise<boolean> {
+  async #write(method: 'POST' | 'PUT', path: string, body: object, timeoutMs: number): Promise<boolean> {
     try {
-      await this.#options.api.request('PUT' === method ? 'PUT' : 'POST', path, { body, timeoutMs });
+      await this.#options.api.request(method, path, { body, timeoutMs });
       return true;
     } catch (error) {
       // Another replica was first.

@@ -71,7 +71,7 @@ function serverOfEnvironment(): string {
   if (host === undefined || port === undefined) {
     throw new Error(
       'no Kubernetes API: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, so this is no pod; ' +
-        'outside of a cluster give --kubeconfig FILE',
+        'outside of a cluster give --kubeconfig FILE, or without one --manifests DIR',
     );
   }
   return `https://${isIPv6(host) ? `[${host}]` : host}:${port}`;

@@ -1,5 +1,5 @@
 /** A real etcd and kube-apiserver on loopback, for tests: free ports, data in a temporary folder, ended by their ids. */
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { generateKeyPairSync, randomBytes } from 'node:crypto';
 import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
@@ -84,6 +84,9 @@ process.on('exit', () => {
 /** Starts both and waits until the API is ready. */
 export async function startApiServer(options: ApiServerOptions = {}): Promise<ApiServer> {
   const binaries = clusterBinaries();
+  if (spawnSync('etcd', ['--version']).status !== 0) {
+    throw new Error('etcd is missing: install it without starting it (Debian: etcd-server)');
+  }
   const directory = mkdtempSync(join(tmpdir(), 'ebbtide-api-'));
   const server = new ApiServer(binaries, directory, options);
   try {
