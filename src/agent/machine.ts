@@ -70,6 +70,17 @@ export function checkCgroup(path: string): void {
   }
 }
 
+/**
+ * The cgroup below which the kubelet has this node's pods, by the agent's own, which is a pod's. In a cgroup namespace of its
+ * own the agent does not see where it is.
+ * @param cgroup text of /proc/self/cgroup
+ * @returns path in the hierarchy of cgroup2, such as `/kubepods` or `/node1/kubepods.slice`; undefined where it does not show
+ */
+export function podsCgroup(cgroup = readFileSync('/proc/self/cgroup', 'utf8')): string | undefined {
+  const path = /^0::(\/.*)$/m.exec(cgroup)?.[1];
+  return /^(?:\/[^/.][^/]*)*?\/(?:[^/]+-)?kubepods(?:\.slice)?(?=\/)/.exec(path ?? '')?.[0];
+}
+
 /** Whether the path, or its nearest parent that exists, is on a bpffs. */
 export function isOnBpffs(path: string): boolean {
   let there = path;

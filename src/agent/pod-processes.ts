@@ -21,6 +21,8 @@ export interface PodProcessesOptions {
 }
 
 const MAX_AGE_MS = 50;
+/** Scans take no more than one part of so many of the time. */
+const COST_RATIO = 5;
 
 /**
  * The kubelet's cgroup of a pod: `pod` and the UID, by cgroupfs as it is (`/kubepods/burstable/pod1b2c.../ID`), by systemd with
@@ -56,6 +58,7 @@ export function startTicksOf(stat: string): bigint {
 
 interface Scan {
   readonly atMs: number;
+  readonly tookMs: number;
   readonly byUid: ReadonlyMap<string, readonly PodProcess[]>;
   readonly byNetns: ReadonlyMap<bigint, ReadonlySet<string>>;
 }
@@ -89,11 +92,16 @@ export class PodProcesses {
 
   #fresh(): Scan {
     const now = this.#now();
-    if (this.#scan === undefined || now - this.#scan.atMs > this.#maxAgeMs) this.#scan = this.#read(now);
+    // Where it takes long, as with thousands of processes, it is done more seldom: the event loop has other work, too.
+    const maxAgeMs = Math.max(this.#maxAgeMs, COST_RATIO * (this.#scan?.tookMs ?? 0));
+    if (this.#scan === undefined || now - this.#scan.atMs > maxAgeMs) {
+      const scan = this.#read(now);
+      this.#scan = { ...scan, tookMs: this.#now() - now };
+    }
     return this.#scan;
   }
 
-  #read(atMs: number): Scan {
+  #read(atMs: number): Omit<Scan, 'tookMs'> {
     const oldest = new Map<string, Map<bigint, PodProcess>>();
     const byNetns = new Map<bigint, Set<string>>();
     const host = this.#netnsOf(1);

@@ -1,10 +1,11 @@
 /** What the agent can be told: every flag and environment name of `ebbtide agent` is read here, with its default. */
+import { existsSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import { EXCLUDED_NAMESPACES } from '../mesh/labels.js';
 import { type HoldOptions, PIN_DIRECTORY_NAME } from './capture.js';
 import type { OwnPod } from './daemonset.js';
-import { checkCapabilities, checkCgroup } from './machine.js';
+import { checkCapabilities, checkCgroup, podsCgroup } from './machine.js';
 import { DEFAULT_BPFFS, provideBpffs, provideCgroupRoot } from './mounts.js';
 import type { ProxyNetns } from './proxy-place.js';
 
@@ -131,7 +132,8 @@ export function addOptions(command: Command): Command {
     .addOption(
       new Option(
         '--pod-cgroup <dir>',
-        "directory of cgroup2 below which this node's pods are, where several nodes share a kernel (default: all)",
+        "directory of cgroup2 below which this node's pods are, where several nodes share a kernel (default: what the agent's own pod is below, " +
+          'where it sees that; else all)',
       ).env('EBBTIDE_POD_CGROUP'),
     )
     .addOption(
@@ -193,6 +195,7 @@ export function readSettings(options: RawOptions, env: NodeJS.ProcessEnv = proce
   const zdsSocket = zdsSocketOf(env);
   return {
     ...cluster,
+    hold: cluster.hold === undefined ? undefined : { ...ownPodsOnly(cgroup), ...cluster.hold },
     nodeName,
     zdsSocket,
     statusSocket: statusSocketOf(zdsSocket),
@@ -259,6 +262,13 @@ export function clusterSettings(options: RawOptions, env: NodeJS.ProcessEnv): Cl
     takeOver: options.takeOver ?? byApi,
     keep: options.keep ?? keepByEnv ?? (byApi ? undefined : false),
   };
+}
+
+/** Where the agent sees that it is a pod, only what is beside it is held: several nodes may share a kernel. */
+function ownPodsOnly(cgroup: string): { readonly podCgroup?: string } {
+  const pods = podsCgroup();
+  const podCgroup = pods === undefined ? undefined : join(cgroup, pods);
+  return podCgroup !== undefined && existsSync(podCgroup) ? { podCgroup } : {};
 }
 
 function holdOf(how: 'refuse' | 'allow' | 'off', podCgroup: string | undefined): HoldOptions | undefined {

@@ -106,6 +106,25 @@ describe('a tree of processes', () => {
     expect(processes.podsIn(0n).size).toBe(0);
   });
 
+  it('reads more seldom where that takes long', () => {
+    add(30, 'a', ofPod(UID), 500);
+    // Each look at the clock is 20 ms later: so long a scan takes.
+    const slow = new PodProcesses({
+      proc,
+      maxAgeMs: 50,
+      now: () => {
+        now += 20;
+        return now;
+      },
+    });
+    expect(slow.of(UID)).toHaveLength(1);
+    add(31, 'b', ofPod(OTHER), 500);
+    now += 40;
+    expect(slow.of(OTHER)).toHaveLength(0);
+    now += 30;
+    expect(slow.of(OTHER)).toHaveLength(1);
+  });
+
   it('reads again only when what it knows is old, and passes over what ends meanwhile', () => {
     add(30, 'a', ofPod(UID), 500);
     expect(pids(UID)).toEqual([30]);

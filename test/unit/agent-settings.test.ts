@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { checkCapabilities, checkCgroup, findCgroupRoot, isOnBpffs } from '../../src/agent/machine.ts';
+import { checkCapabilities, checkCgroup, findCgroupRoot, isOnBpffs, podsCgroup } from '../../src/agent/machine.ts';
 import { outerProcess, provideBpffs } from '../../src/agent/mounts.ts';
 import { clusterSettings, pinDirectoryOf, readSettings } from '../../src/agent/settings.ts';
 
@@ -35,6 +35,24 @@ describe('the machine', () => {
     expect(() => checkCapabilities('CapEff:\t0000000000201000')).not.toThrow();
     expect(() => checkCapabilities('CapEff:\t0000008000001000')).toThrow(/lacks CAP_SYS_ADMIN \(.*\);/);
   });
+});
+
+describe('the cgroup of the node’s pods', () => {
+  const uid = '0b2c4d6e-1111-4222-8333-a0b1c2d3e4f5';
+  it.each([
+    [`4:cpu:/x\n0::/kubepods/besteffort/pod${uid}/id\n`, '/kubepods'],
+    [`0::/lab/node1/kubepods/pod${uid}/id\n`, '/lab/node1/kubepods'],
+    [`0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod${uid}.slice/id.scope\n`, '/kubepods.slice'],
+    [
+      `0::/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod${uid}.slice/id.scope\n`,
+      '/kubelet.slice/kubelet-kubepods.slice',
+    ],
+    ['0::/\n', undefined],
+    [`0::/../../pod${uid}/id\n`, undefined],
+    [`0::/../kubepods/pod${uid}/id\n`, undefined],
+    ['0::/system.slice/ebbtide.service\n', undefined],
+    [`4:cpu:/kubepods/pod${uid}/id\n`, undefined],
+  ])('by %j is %s', (cgroup, expected) => expect(podsCgroup(cgroup)).toBe(expected));
 });
 
 describe('settings', () => {
