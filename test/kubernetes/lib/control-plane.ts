@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Finished, must, run } from '../../../src/lab/exec.ts';
-import { LabProcess, type Place, placed } from '../../../src/lab/process.ts';
+import { LabProcess, type Place } from '../../../src/lab/process.ts';
 import { waitFor } from '../../../src/lab/wait.ts';
 import { binary } from './binaries.ts';
 import { type ClusterCertificates, makeCertificates } from './certificates.ts';
@@ -154,16 +154,20 @@ export class ControlPlane {
     await this.#apiServer?.stop('SIGTERM', 30_000);
   }
 
+  /** kubectl as administrator, as a person would type it. */
+  get kubectlCommand(): string[] {
+    const config = `--kubeconfig=${this.kubeconfig('admin')}`;
+    return ['nsenter', `--net=${this.#options.place.netns}`, '--', binary('kubectl'), config];
+  }
+
   /** Runs kubectl as administrator. */
   kubectl(argv: readonly string[], input?: string): Promise<Finished> {
-    const command = [binary('kubectl'), `--kubeconfig=${this.kubeconfig('admin')}`, ...argv];
-    return run(placed(this.#options.place, command), { timeoutMs: 120_000, ...(input === undefined ? {} : { input }) });
+    return run([...this.kubectlCommand, ...argv], { timeoutMs: 120_000, ...(input === undefined ? {} : { input }) });
   }
 
   /** Runs kubectl, which must succeed. @returns its standard output */
   kubectlMust(argv: readonly string[], input?: string): Promise<string> {
-    const command = [binary('kubectl'), `--kubeconfig=${this.kubeconfig('admin')}`, ...argv];
-    return must(placed(this.#options.place, command), {
+    return must([...this.kubectlCommand, ...argv], {
       timeoutMs: 120_000,
       ...(input === undefined ? {} : { input }),
     });
