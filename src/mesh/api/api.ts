@@ -101,15 +101,19 @@ class ApiClient implements Api {
 
   async request<T>(method: string, path: string, options: RequestOptions = {}): Promise<T> {
     const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
-    const timeout = AbortSignal.timeout(timeoutMs);
-    const signal = options.signal === undefined ? timeout : AbortSignal.any([timeout, options.signal]);
+    // A timer of its own: a timeout signal inside AbortSignal.any may be collected before it fires.
+    const timeout = new AbortController();
+    const timer = setTimeout(() => timeout.abort(), timeoutMs);
+    const signal = options.signal === undefined ? timeout.signal : AbortSignal.any([timeout.signal, options.signal]);
     try {
       const response = await this.#send(method, path, options, signal);
       const text = await readAll(response);
       if ((response.statusCode ?? 0) >= 400) throw this.#refusal(method, path, response, text);
       return parse(text, method, path) as T;
     } catch (error) {
-      throw this.#explain(error, method, path, timeout, timeoutMs, options.signal);
+      throw this.#explain(error, method, path, timeout.signal, timeoutMs, options.signal);
+    } finally {
+      clearTimeout(timer);
     }
   }
 
