@@ -160,6 +160,7 @@ export class BareNode {
   }
 
   static async make(api: Api, name: string): Promise<BareNode> {
+    sweep();
     await api.request('POST', '/api/v1/nodes', { body: { metadata: { name } } });
     return new BareNode(api, name);
   }
@@ -216,15 +217,33 @@ export class BareNode {
   }
 }
 
+/**
+ * Removes what a run left that was killed: namespaces and cgroups named by a process that is gone. A pod's namespace is found by
+ * its address as well, and those of another run have the same.
+ */
+function sweep(): void {
+  const dead = (name: string, prefix: string): boolean => {
+    const [, pid] = new RegExp(`^${prefix}-(\\d+)(-|$)`).exec(name) ?? [];
+    return pid !== undefined && !existsSync(`/proc/${pid}`);
+  };
+  const namespaces = existsSync('/var/run/netns') ? readdirSync('/var/run/netns') : [];
+  for (const name of namespaces) if (dead(name, 'ebA')) spawnSync('ip', ['netns', 'delete', name]);
+  for (const name of readdirSync(cgroupRoot())) {
+    if (!dead(name, 'ebK')) continue;
+    const path = join(cgroupRoot(), name);
+    writeFileSync(join(path, 'cgroup.kill'), '1');
+    try {
+      removeCgroup(path);
+    } catch {
+      // What was killed has not ended yet; the next run removes it.
+    }
+  }
+}
+
 function removeCgroup(path: string): void {
   if (!existsSync(path)) return;
   for (const entry of readdirSync(path, { withFileTypes: true })) {
     if (entry.isDirectory()) removeCgroup(join(path, entry.name));
   }
   rmdirSync(path);
-}
-
-/** Kills what is left in a cgroup tree: for processes that nobody knows any more. */
-export function killCgroup(path: string): void {
-  if (existsSync(join(path, 'cgroup.kill'))) writeFileSync(join(path, 'cgroup.kill'), '1');
 }
