@@ -182,7 +182,7 @@ export class Agent {
 
   /** @throws CaptureError */
   #openCapture(): Capture {
-    const { cgroup, pinDirectory, hold, hostProc, hostNetns } = this.#settings;
+    const { cgroup, pinDirectory, hold, hostProc, hostNetns, ownPod } = this.#settings;
     if (this.#kubeletSearch !== undefined) {
       // Tried again and again while another agent has the node, but looked for only every now and then.
       const now = performance.now();
@@ -196,12 +196,16 @@ export class Agent {
         (path) => path !== undefined && canOpen(path),
       );
     }
-    return openCapture({
+    const capture = openCapture({
       cgroup,
       pinDirectory,
       ...(this.#hostNetns === undefined ? {} : { hostNetns: this.#hostNetns }),
       ...(hold === undefined ? {} : { hold }),
     });
+    // Where no agent was alive to decide about this pod it is held like any new one, and the API, which would tell that it
+    // need not be, could never be asked.
+    if (hold !== undefined && ownPod?.uid !== undefined) capture.decide(ownPod.uid, 'plain');
+    return capture;
   }
 
   async #begin(capture: Capture): Promise<void> {

@@ -7,6 +7,8 @@ import type { Metadata } from '../mesh/kubernetes.js';
 export interface OwnPod {
   readonly name: string;
   readonly namespace: string;
+  /** As the pod's cgroup has it; undefined where nobody told. */
+  readonly uid?: string;
 }
 
 /** What the end of the agent means for the pods of its node. */

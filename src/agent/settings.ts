@@ -172,7 +172,7 @@ export function addOptions(command: Command): Command {
     )
     .addHelpText(
       'after',
-      `\nEnvironment:\n  NODE_NAME  the node whose pods are enrolled; required\n  INPOD_UDS  ZDS socket (default ${DEFAULT_ZDS_SOCKET}); status is at the same path + .status\n  EXCLUDE_NAMESPACES  namespaces whose pods are never captured, separated by commas (default ${EXCLUDED_NAMESPACES.join(',')})\n  POD_NAME, POD_NAMESPACE  the agent's own pod, whose DaemonSet tells whether to let all pods go at the end\n  EBBTIDE_READY_PATIENCE_SECONDS  how long a pod that cannot be enrolled keeps the agent from being ready (default ${DEFAULT_READY_PATIENCE_S})\n  EBBTIDE_LOG  log level (default info)`,
+      `\nEnvironment:\n  NODE_NAME  the node whose pods are enrolled; required\n  INPOD_UDS  ZDS socket (default ${DEFAULT_ZDS_SOCKET}); status is at the same path + .status\n  EXCLUDE_NAMESPACES  namespaces whose pods are never captured, separated by commas (default ${EXCLUDED_NAMESPACES.join(',')})\n  POD_NAME, POD_NAMESPACE  the agent's own pod, whose DaemonSet tells whether to let all pods go at the end\n  POD_UID  UID of the agent's own pod, which must not be held: the agent could not ask the Kubernetes API\n  EBBTIDE_READY_PATIENCE_SECONDS  how long a pod that cannot be enrolled keeps the agent from being ready (default ${DEFAULT_READY_PATIENCE_S})\n  EBBTIDE_LOG  log level (default info)`,
     );
 }
 
@@ -238,7 +238,7 @@ export function clusterSettings(options: RawOptions, env: NodeJS.ProcessEnv): Cl
         'give --manifests DIR, or --kubeconfig FILE for the Kubernetes API',
     );
   }
-  const { POD_NAME: name, POD_NAMESPACE: namespace } = env;
+  const { POD_NAME: name, POD_NAMESPACE: namespace, POD_UID: uid } = env;
   const patience = env.EBBTIDE_READY_PATIENCE_SECONDS || String(DEFAULT_READY_PATIENCE_S);
   if (!/^\d{1,6}$/.test(patience)) {
     throw new Error(`EBBTIDE_READY_PATIENCE_SECONDS is ${JSON.stringify(patience)}; give a whole number of seconds`);
@@ -247,7 +247,7 @@ export function clusterSettings(options: RawOptions, env: NodeJS.ProcessEnv): Cl
   return {
     manifests,
     kubeconfig,
-    ownPod: byApi && name && namespace ? { name, namespace } : undefined,
+    ownPod: byApi && name && namespace ? { name, namespace, ...(uid ? { uid } : {}) } : undefined,
     excludedNamespaces: (env.EXCLUDE_NAMESPACES ?? EXCLUDED_NAMESPACES.join(','))
       .split(',')
       .map((each) => each.trim())

@@ -78,13 +78,13 @@ describe('settings', () => {
     });
   });
   it('are for the Kubernetes API in a pod: a port, pods kept unless the DaemonSet is deleted, the node taken over', () => {
-    const env = { ...inPod, POD_NAME: 'a', POD_NAMESPACE: 'mesh' };
+    const env = { ...inPod, POD_NAME: 'a', POD_NAMESPACE: 'mesh', POD_UID: 'u' };
     expect(clusterSettings(cluster, env)).toMatchObject({
       manifests: undefined,
       port: 15014,
       keep: undefined,
       takeOver: true,
-      ownPod: { name: 'a', namespace: 'mesh' },
+      ownPod: { name: 'a', namespace: 'mesh', uid: 'u' },
       excludedNamespaces: ['kube-system'],
       readyPatienceMs: 30_000,
       hold: { undecided: 'refuse' },

@@ -149,9 +149,9 @@ export class ControlPlane {
     );
   }
 
-  /** Ends the API server as a restart would. */
-  async stopApiServer(): Promise<void> {
-    await this.#apiServer?.stop('SIGTERM', 30_000);
+  /** Ends the API server as a crash would: no watch is told of it. */
+  async killApiServer(): Promise<void> {
+    await this.#apiServer?.stop('SIGKILL');
   }
 
   /** kubectl as administrator, as a person would type it. */
