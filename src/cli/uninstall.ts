@@ -1,4 +1,4 @@
-/** `ebbtide uninstall`: takes everything that an agent left in the kernel out of it. */
+/** `ebbtide uninstall`: takes everything that an agent left in the kernel out of it, or the DaemonSet out of a cluster. */
 
 import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
@@ -12,7 +12,25 @@ export function uninstallCommand(): Command {
   return new Command('uninstall')
     .description('detach and unpin every BPF object of Ebbtide on this machine; captured pods become plain again')
     .option('--bpffs <directory>', 'the bpffs that the agent was given', DEFAULT_BPFFS)
-    .action(async (options: { bpffs: string }) => {
+    .option(
+      '--daemonset <namespace/name>',
+      'instead: delete this DaemonSet of the cluster that this pod is in, and wait until its agents have let all pods go',
+    )
+    .option('--timeout <seconds>', 'how long to wait for that', '120')
+    .action(async (options: { bpffs: string; daemonset?: string; timeout: string }) => {
+      if (options.daemonset !== undefined) {
+        const [namespace, name] = options.daemonset.split('/');
+        const seconds = Number(options.timeout);
+        if (!namespace || !name || !(seconds > 0)) {
+          throw new Error(
+            'give --daemonset NAMESPACE/NAME and --timeout SECONDS, such as ebbtide-system/ebbtide-node and 120',
+          );
+        }
+        const { deleteDaemonSet } = await import('./uninstall-daemonset.js');
+        await deleteDaemonSet({ namespace, name }, seconds * 1000);
+        process.stdout.write(`DaemonSet ${options.daemonset} and its pods are gone\n`);
+        return;
+      }
       const { removePins } = await import('../agent/native-capture.js');
       for (const directory of pinDirectories(options.bpffs)) {
         const pins = removePins(directory);

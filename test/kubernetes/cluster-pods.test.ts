@@ -1,5 +1,6 @@
 /** Pods that begin and end: captured before their first packet and before the first packet to them; bursts leave nothing. */
 import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { takeInventory } from '../../src/lab/leaks.ts';
 import { analyseCapture } from '../../src/lab/pcap.ts';
@@ -63,13 +64,10 @@ async function addressOf(namespace: string, selector: string): Promise<string> {
   return pod?.status.podIP ?? '';
 }
 
-/** The addresses that the node's pods get next. */
-async function nextAddresses(count: number): Promise<string[]> {
-  const pods = JSON.parse(await cluster.kubectl(['get', 'pods', '-A', '-o', 'json'])) as {
-    items: { status: { podIP?: string } }[];
-  };
-  const used = pods.items.map(({ status }) => status.podIP ?? '').filter((ip) => ip.startsWith('10.244.1.'));
-  const last = Math.max(...used.map((ip) => Number(ip.split('.')[3])));
+/** The addresses that the node's pods get next: the one after the last, by the record of CNI's host-local. */
+function nextAddresses(count: number): string[] {
+  const record = join(cluster.nodes[0].options.directory, 'addresses/lab/last_reserved_ip.0');
+  const last = Number(readFileSync(record, 'utf8').trim().split('.')[3]);
   return Array.from({ length: count }, (_, i) => `10.244.1.${last + 1 + i}`);
 }
 
@@ -105,7 +103,7 @@ describe('a new pod of a namespace in the mesh', () => {
     await cluster.apply(peerAuthenticationObject(NS, 'STRICT'));
     await sleep(2000);
     const server = await addressOf(NS, 'app=web');
-    const addresses = await nextAddresses(3);
+    const addresses = nextAddresses(3);
     const hammer = `
 import socket, sys, threading, time
 end = time.time() + 25

@@ -233,6 +233,11 @@ describe.skipIf(helm === '')('the chart', () => {
       'coordination.k8s.io/leases create',
       'coordination.k8s.io/leases[ebbtide-controller] get,update',
     ]);
+    // For the moment of uninstalling only.
+    expect(rights('Role', 'ebbtide-uninstall')).toEqual(['apps/daemonsets[ebbtide-node] get,delete']);
+    for (const kind of ['ServiceAccount', 'Role', 'RoleBinding', 'Job']) {
+      expect(object(objects, kind, 'ebbtide-uninstall').metadata.annotations?.['helm.sh/hook']).toBe('pre-delete');
+    }
     const bindings = objects.filter(({ kind }) => kind.endsWith('Binding'));
     expect(
       bindings.map(
@@ -244,8 +249,9 @@ describe.skipIf(helm === '')('the chart', () => {
       'ClusterRoleBinding ClusterRole/ebbtide-controller ebbtide-system/ebbtide-controller',
       'RoleBinding Role/ebbtide-agent ebbtide-system/ebbtide-proxy',
       'RoleBinding Role/ebbtide-controller ebbtide-system/ebbtide-controller',
+      'RoleBinding Role/ebbtide-uninstall ebbtide-system/ebbtide-uninstall',
     ]);
-    expect(objects.filter(({ kind }) => kind.endsWith('Role')).length).toBe(4);
+    expect(objects.filter(({ kind }) => kind.endsWith('Role')).length).toBe(5);
     // The name that the agent asks for at its end.
     expect(object(objects, 'DaemonSet', 'ebbtide-node').metadata.namespace).toBe('ebbtide-system');
   });
