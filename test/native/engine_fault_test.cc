@@ -2,12 +2,14 @@
 // moment, descriptors that the kernel does not watch.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <csignal>
+#include <memory>
 #include <new>
 #include <thread>
 #include <vector>
@@ -85,6 +87,33 @@ TEST(LoopFault, ATimerOfNobodyIsTriedAgain) {
   EXPECT_EQ(calls, 3);
   EXPECT_EQ(loop.faults(), 2u);
   EXPECT_FALSE(timer.armed());
+}
+
+TEST(LoopFault, ATimerThatThereIsNoMemoryForIsNotArmed) {
+  std::thread([] {
+    pthread_setname_np(pthread_self(), "engine-timers");
+    Loop loop;
+    int fired = 0, refused = 0;
+    std::vector<std::unique_ptr<Timer>> timers;
+    for (int i = 0; i < 100; i++) timers.push_back(std::make_unique<Timer>([&] { fired++; }));
+    for (auto& timer : timers) {
+      faults::failAllocation(1);
+      try {
+        loop.arm(*timer, 0);
+      } catch (const std::bad_alloc&) {
+        refused++;
+        EXPECT_FALSE(timer->armed());
+        timer->cancel();
+        faults::failAllocation(0);
+        loop.arm(*timer, 0);
+      }
+      faults::failAllocation(0);
+    }
+    EXPECT_GT(refused, 3);
+    for (size_t i = 0; i < timers.size(); i += 2) timers[i]->cancel();
+    loop.turn(0);
+    EXPECT_EQ(fired, 50);
+  }).join();
 }
 
 TEST(LoopFault, TasksThatThrowAreRunAgainInOrderAndInTheEndLeftOut) {
