@@ -116,9 +116,9 @@ class EngineDrainHeld : public testing::Test {
   std::vector<Tcp> more;
 };
 
-// More than a turn accepts, so that the last are taken when the listeners are closed.
+// More than two turns accept, so that the last are taken when the listeners are closed.
 TEST_F(EngineDrainHeld, ADeadlineThatIsOverAtOnceCutsTheLastConnectionsToo) {
-  connectMore(70);
+  connectMore(200);
   engine->drain(0ms, drained.callback());
   events.releaseAll();
   EXPECT_TRUE(drained.within(10s));
@@ -129,21 +129,17 @@ TEST_F(EngineDrainHeld, ADeadlineThatIsOverAtOnceCutsTheLastConnectionsToo) {
 
 // A worker that was busy while the listeners' time passed.
 TEST_F(EngineDrainHeld, TheWholeBacklogIsTakenBeforeListenersAreClosed) {
-  EchoServer echo(lab.server, 8080);
-  connectMore(260);
+  connectMore(300);
   std::this_thread::sleep_for(1200ms);  // then it asks for the certificate again, and is held again
+  engine->drain(60s, drained.callback());
   events.release();
   ASSERT_TRUE(events.held(2));
-  engine->drain(60s, drained.callback());
-  engine->setCertificate(Lab::kClientUri, lab.authority.issue(Lab::kClientUri));
   std::this_thread::sleep_for(200ms);
   events.releaseAll();
-  int served = echoes(first) ? 1 : 0;
-  for (auto& each : more) served += echoes(each) ? 1 : 0;
-  EXPECT_EQ(served, 261);
-  EXPECT_EQ(drained.times(), 0);
-  first.close();
-  more.clear();
+  EXPECT_FALSE(drained.within(300ms));
+  EXPECT_EQ(engine->stats().open_connections, 301u);
+  first.abort();
+  for (auto& each : more) each.abort();
   EXPECT_TRUE(drained.within(10s));
 }
 
