@@ -217,6 +217,35 @@ TEST_F(EngineFault, MemoryMayRunOutAtAnyMomentOfAConnection) {
   ASSERT_TRUE(echoesSoon());
 }
 
+// A tunnel is lost by what fails in its own framing, never by what one of its streams lacks memory for.
+TEST_F(EngineFault, WhatAStreamHasNoMemoryForEndsThatStreamOnly) {
+  auto open = [&] { return lab.one->stats().open_connections + lab.two->stats().open_connections; };
+  auto framing = [&] {
+    size_t n = 0;
+    for (auto* events : {&lab.one_events, &lab.two_events}) {
+      for (auto& each : events->faults()) n += each.starts_with("tunnel:") ? 1 : 0;
+    }
+    return n;
+  };
+  auto works = [](Tcp& each) { return each && each.send("e") && each.receive(1) == "e"; };
+  Tcp held;
+  int survived = 0;
+  for (int64_t n = 1; n < 80; n++) {
+    if (!works(held)) held = connectTo(lab.client, Lab::kServerIp, 8080);
+    ASSERT_TRUE(works(held));
+    size_t before = framing(), faults = faultsOfBoth();
+    faults::failAllocation(n);
+    echoes();
+    for (int i = 0; i < 100 && open() > 2; i++) std::this_thread::sleep_for(2ms);
+    faults::failAllocation(0);
+    for (int i = 0; i < 1500 && open() > 2; i++) std::this_thread::sleep_for(2ms);
+    if (faultsOfBoth() == faults || framing() != before) continue;
+    survived++;
+    EXPECT_TRUE(works(held)) << "after the failure of allocation " << n;
+  }
+  EXPECT_GT(survived, 10);
+}
+
 // The messages of the controlling thread.
 TEST_F(EngineFault, MemoryMayRunOutAtAnyMomentOfATask) {
   ASSERT_TRUE(echoes());
