@@ -153,6 +153,40 @@ TEST(EngineLife, UnusedTunnelsAreReleased) {
   EXPECT_TRUE(echoes(again));
 }
 
+TEST(EngineLife, ATunnelThatNobodyWaitedForIsReleased) {
+  Lab lab([](EngineConfig& config) { config.pool_idle = 200ms; });
+  lab.two->removeCertificate(Lab::kServerUri);
+  lab.two->connections();
+  Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
+  ASSERT_TRUE(near);
+  for (int i = 0; i < 200 && lab.two_events.needed().empty(); i++) std::this_thread::sleep_for(20ms);
+  near.abort();
+  auto waitFor = [](auto holds) {
+    for (int i = 0; i < 500 && !holds(); i++) std::this_thread::sleep_for(10ms);
+    return holds();
+  };
+  ASSERT_TRUE(waitFor([&] { return lab.one->stats().open_connections == 0; }));
+  lab.two->setCertificate(Lab::kServerUri, lab.authority.issue(Lab::kServerUri));
+  ASSERT_TRUE(waitFor([&] { return lab.one->stats().handshakes == 1; }));
+  EXPECT_TRUE(waitFor([&] { return lab.one->stats().hbone_connections == 0; }));
+}
+
+TEST(EngineLife, ATunnelThatIsUsedAgainInTimeStays) {
+  Lab lab([](EngineConfig& config) { config.pool_idle = 1000ms; });
+  EchoServer echo(lab.server, 8080);
+  {
+    Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
+    ASSERT_TRUE(echoes(near));
+  }
+  for (int i = 0; i < 500 && lab.one->stats().open_connections > 0; i++) std::this_thread::sleep_for(1ms);
+  Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
+  ASSERT_TRUE(echoes(near));
+  std::this_thread::sleep_for(1500ms);
+  Tcp next = connectTo(lab.client, Lab::kServerIp, 8080);
+  EXPECT_TRUE(echoes(next));
+  EXPECT_EQ(lab.one->stats().handshakes, 1u);
+}
+
 TEST(EngineLife, StopsUnderLoadAndTwice) {
   Lab lab;
   EchoServer echo(lab.server, 8080);
