@@ -4,14 +4,14 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
-#include <condition_variable>
 #include <csignal>
 #include <future>
 #include <memory>
-#include <mutex>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
+#include "drained.h"
 #include "echo.h"
 #include "faults.h"
 #include "lab.h"
@@ -21,136 +21,6 @@ namespace ebbtide::test {
 namespace {
 
 using namespace std::chrono_literals;
-
-// Told when a drain ends; counts how often.
-class Drained {
- public:
-  std::function<void()> callback() {
-    return [this] {
-      std::lock_guard lock(mutex_);
-      times_++;
-      changed_.notify_all();
-    };
-  }
-  bool within(std::chrono::milliseconds time) {
-    std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, time, [this] { return times_ > 0; });
-  }
-  int times() {
-    std::lock_guard lock(mutex_);
-    return times_;
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  int times_ = 0;
-};
-
-// Holds a worker where it asks for a certificate: what comes meanwhile is found all at once.
-class Holding final : public EngineEvents {
- public:
-  void onAccess(std::vector<AccessRecord>) override {}
-  void onFault(const char*, const char*) override {}
-  void onCertificateNeeded(const std::string&) override {
-    std::unique_lock lock(mutex_);
-    held_++;
-    changed_.notify_all();
-    changed_.wait(lock, [this] { return released_ >= held_; });
-  }
-  // Until the worker is held for the n-th time.
-  bool held(int n) {
-    std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, 20s, [&] { return held_ >= n; });
-  }
-  void release(int n = 1) {
-    std::lock_guard lock(mutex_);
-    released_ += n;
-    changed_.notify_all();
-  }
-  void releaseAll() { release(1'000'000); }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  int held_ = 0, released_ = 0;
-};
-
-// The client's pod with an engine whose worker is held by the first connection.
-class EngineDrainHeld : public testing::Test {
- protected:
-  void SetUp() override {
-    lab.one->removePod("client-uid");
-    EngineConfig config;
-    config.workers = 1;
-    config.state.node_name = "one";
-    config.state.cluster_id = "Kubernetes";
-    config.local_workload_timeout = 60s;
-    engine = std::make_unique<Engine>(config, events);
-    engine->start();
-    StateDelta delta;
-    delta.workloads = {lab.workload("client", Lab::kClientIp, "one"),
-                       lab.workload("server", Lab::kServerIp, "two")};
-    engine->apply(delta);
-    engine->addPod({"client-uid", "client", "default", "client", lab.client.duplicate()});
-    first = connectTo(lab.client, Lab::kServerIp, 8080);
-    ASSERT_TRUE(first);
-    ASSERT_TRUE(events.held(1));
-  }
-  void TearDown() override {
-    events.releaseAll();
-    if (engine) engine->stopNow();
-  }
-  void connectMore(int n) {
-    for (int i = 0; i < n; i++) {
-      more.push_back(connectTo(lab.client, Lab::kServerIp, 8080));
-      ASSERT_TRUE(more.back());
-    }
-  }
-
-  Lab lab;
-  Holding events;
-  Drained drained;
-  std::unique_ptr<Engine> engine;
-  Tcp first;
-  std::vector<Tcp> more;
-};
-
-// More than two turns accept, so that the last are taken when the listeners are closed.
-TEST_F(EngineDrainHeld, ADeadlineThatIsOverAtOnceCutsTheLastConnectionsToo) {
-  connectMore(200);
-  engine->drain(0ms, drained.callback());
-  events.releaseAll();
-  EXPECT_TRUE(drained.within(10s));
-  EXPECT_EQ(engine->stats().open_connections, 0u);
-  EXPECT_TRUE(first.isReset());
-  for (auto& each : more) EXPECT_TRUE(each.isReset());
-}
-
-// A worker that was busy while the listeners' time passed.
-TEST_F(EngineDrainHeld, TheWholeBacklogIsTakenBeforeListenersAreClosed) {
-  connectMore(300);
-  std::this_thread::sleep_for(1200ms);  // then it asks for the certificate again, and is held again
-  engine->drain(60s, drained.callback());
-  events.release();
-  ASSERT_TRUE(events.held(2));
-  std::this_thread::sleep_for(200ms);
-  events.releaseAll();
-  EXPECT_FALSE(drained.within(300ms));
-  EXPECT_EQ(engine->stats().open_connections, 301u);
-  first.abort();
-  for (auto& each : more) each.abort();
-  EXPECT_TRUE(drained.within(10s));
-}
-
-TEST_F(EngineDrainHeld, StoppingEndsADrainThatNoWorkerHasSeen) {
-  engine->drain(60s, drained.callback());
-  std::thread stopper([this] { engine->stopNow(); });
-  std::this_thread::sleep_for(200ms);
-  events.releaseAll();
-  stopper.join();
-  EXPECT_EQ(drained.times(), 1);
-}
 
 TEST(EngineDrain, TakesNoMorePods) {
   Lab lab;
@@ -304,6 +174,50 @@ TEST(EngineDrain, NothingThatConnectedIsResetWhenItBegins) {
   for (auto& client : clients) client.join();
   EXPECT_EQ(broken, 0);
   EXPECT_GE(served, 50);
+}
+
+// The node's side of the server, replaced under load as an upgrade does it.
+TEST(EngineDrain, ASuccessorTakesOverWithoutAFailure) {
+  Lab lab;
+  EchoServer echo(lab.server, 8080);
+  std::atomic<bool> stop{false};
+  std::atomic<int> served{0}, broken{0};
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 12; i++) {
+    clients.emplace_back([&] {
+      while (!stop) {
+        Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
+        (near && echoes(near) ? served : broken)++;
+      }
+    });
+  }
+  auto serve = [&](int more) {
+    for (int until = served + more, i = 0; i < 2000 && served < until; i++) std::this_thread::sleep_for(10ms);
+  };
+  serve(50);
+  Collector events;
+  EngineConfig config;
+  config.workers = 1;
+  config.state.node_name = "two";
+  config.state.cluster_id = "Kubernetes";
+  Engine successor(config, events);
+  successor.start();
+  StateDelta delta;
+  delta.workloads = {lab.workload("client", Lab::kClientIp, "one"),
+                     lab.workload("server", Lab::kServerIp, "two")};
+  successor.apply(delta);
+  successor.setCertificate(Lab::kServerUri, lab.authority.issue(Lab::kServerUri));
+  successor.addPod({"server-uid", "server", "default", "server", lab.server.duplicate()});
+  Drained drained;
+  lab.two->drain(20s, drained.callback());
+  EXPECT_TRUE(drained.within(30s));
+  lab.two->stopNow();
+  serve(50);
+  stop = true;
+  for (auto& client : clients) client.join();
+  EXPECT_EQ(broken, 0);
+  EXPECT_GE(served, 100);
+  EXPECT_GT(successor.stats().handshakes, 0u);
 }
 
 TEST(EngineDrain, EndsAtItsDeadline) {
