@@ -54,6 +54,20 @@ void Acceptor::refuseNew() {
 }
 
 void Acceptor::onEvents(uint32_t) {
+  acceptSome();
+}
+
+void Acceptor::acceptRest() {
+  // Nothing is added while SYNs are dropped; where they are not, it must end nevertheless.
+  for (int i = 0; i <= kListenBacklog / kAcceptBatch; i++) {
+    bool more = true;
+    // A connection that there is no memory for leaves the others their turn.
+    bool done = worker_.loop.guard("last connections", nullptr, [&] { more = acceptSome(); });
+    if (done && !more) return;
+  }
+}
+
+bool Acceptor::acceptSome() {
   for (int i = 0; i < kAcceptBatch; i++) {
     Fd accepted(accept4(fd_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (accepted) {
@@ -63,7 +77,7 @@ void Acceptor::onEvents(uint32_t) {
       continue;
     }
     int error = errno;
-    if (error == EAGAIN) return;
+    if (error == EAGAIN) return false;
     // Out of descriptors: a reset now tells the client more than a backlog that nobody serves.
     if ((error == EMFILE || error == ENFILE) && worker_.shed(fd_.get())) continue;
     switch (error) {
@@ -76,11 +90,12 @@ void Acceptor::onEvents(uint32_t) {
       case ENOTSOCK:
       case EOPNOTSUPP:
         pause();
-        return;
+        return false;
       default:
         continue;  // a connection that died in the backlog: the next one
     }
   }
+  return true;
 }
 
 }  // namespace ebbtide

@@ -100,7 +100,7 @@ struct Engine::Impl {
   Shared shared;
   std::vector<std::unique_ptr<Worker>> workers;
   std::unordered_map<std::string, PodPtr> pods;
-  bool running = false, stopped = false;
+  bool running = false, draining = false, stopped = false;
 };
 
 Engine::Engine(EngineConfig config, EngineEvents& events)
@@ -121,8 +121,10 @@ void Engine::addPod(LocalPod local) {
   auto found = impl_->pods.find(local.uid);
   if (found != impl_->pods.end()) {
     if (sameNamespace(found->second->netns.get(), netns.get())) return;
-    removePod(local.uid);
   }
+  // Listeners of ours would take connections from another proxy's, and end them soon after.
+  if (impl_->draining) throw std::runtime_error("the engine is draining and takes no more pods");
+  removePod(local.uid);
   auto pod = std::make_shared<Pod>(impl_->shared.budget);
   pod->uid = std::move(local.uid);
   pod->name = std::move(local.name);
@@ -199,13 +201,16 @@ void Engine::drain(std::chrono::milliseconds deadline, std::function<void()> don
     done();
     return;
   }
-  auto left = std::make_shared<std::atomic<size_t>>(impl_->workers.size());
+  // Goes when the last worker lets go of it, be it with a message that a stopping worker never read.
+  struct Told {
+    std::function<void()> done;
+    ~Told() { done(); }
+  };
+  auto told = std::make_shared<Told>();
+  told->done = std::move(done);
+  impl_->draining = true;
   auto deadline_us = static_cast<uint64_t>(deadline.count()) * 1000;
-  impl_->broadcast([left, deadline_us, done](Worker& worker) {
-    worker.drain(deadline_us, [left, done] {
-      if (left->fetch_sub(1) == 1) done();
-    });
-  });
+  impl_->broadcast([told, deadline_us](Worker& worker) { worker.drain(deadline_us, [told] {}); });
 }
 
 void Engine::stopNow() {

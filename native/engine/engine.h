@@ -100,6 +100,7 @@ class Engine {
 
   // Opens the pod's three listeners per worker in its network namespace. Throws std::runtime_error with errno
   // text. The same uid with the same netns is no change; with another netns the old one is drained at once.
+  // Throws too once drain() was called.
   void addPod(LocalPod pod);
   // Closes listeners and connections of the pod. Unknown uid is no error.
   void removePod(const std::string& uid);
@@ -113,8 +114,8 @@ class Engine {
   std::vector<ConnectionInfo> connections() const;
   EngineStats stats() const;
 
-  // Stops accepting, sends GOAWAY; `done` is called (on a worker thread) when the last connection ended or
-  // the deadline passed. The engine is then ready for stopNow().
+  // Stops accepting, sends GOAWAY; `done` is called once, on any thread, when the last connection ended, the
+  // deadline passed, or stopNow() came first. It must not throw. The engine is then ready for stopNow().
   void drain(std::chrono::milliseconds deadline, std::function<void()> done);
   // Idempotent, joins all threads, safe in atexit and from any JavaScript exit path.
   void stopNow();

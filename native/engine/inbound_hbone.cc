@@ -117,12 +117,12 @@ InboundStreamFlow::InboundStreamFlow(Worker& worker, ServerTunnel& tunnel)
       relay_(worker, *this, application_),
       tunnel_client_(tunnel.client()),
       tunnel_local_(tunnel.local()) {
-  relay_.bind(&tunnel);
   peer_ = tunnel.peer().identity;
   mutual_tls_ = true;
   record_.source = tunnel_client_;
   record_.destination = tunnel_local_;
   record_.source_identity = peer_->uri();
+  relay_.bind(&tunnel);  // last: what throws before has no stream yet that its end could reset
 }
 
 void InboundStreamFlow::onStreamHeader(std::string_view name, std::string_view value) {

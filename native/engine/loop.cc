@@ -151,10 +151,13 @@ bool Loop::post(std::function<void()> task) {
 }
 
 void Loop::closeMailbox() {
-  std::lock_guard lock(mutex_);
-  mailbox_closed_ = true;
-  mailbox_.clear();
-  pending_.clear();
+  std::list<std::function<void()>> dropped;  // destroyed without the lock: what they hold may call anything
+  {
+    std::lock_guard lock(mutex_);
+    mailbox_closed_ = true;
+    dropped.splice(dropped.end(), mailbox_);
+  }
+  dropped.splice(dropped.begin(), pending_);
 }
 
 void Loop::runMailbox() {
@@ -181,10 +184,10 @@ void Loop::runPending() {
 
 void Loop::arm(Timer& timer, uint64_t delay_us) {
   if (timer.loop_ != nullptr) erase(timer);
+  heap_.push_back(&timer);  // may throw, and then the timer is not armed
   timer.loop_ = this;
   timer.deadline_us_ = now_us_ + delay_us;
-  timer.slot_ = heap_.size();
-  heap_.push_back(&timer);
+  timer.slot_ = heap_.size() - 1;
   siftUp(timer.slot_);
 }
 

@@ -88,7 +88,7 @@ class Loop {
   void modify(int fd, uint32_t events, Pollable& target);
   void remove(int fd, Pollable& target);
 
-  // Replaces an earlier deadline of the same timer.
+  // Replaces an earlier deadline of the same timer. Throws std::bad_alloc, and the timer is not armed then.
   void arm(Timer& timer, uint64_t delay_us);
   void dispose(std::unique_ptr<Disposable> object) noexcept;
   void destroyDisposed();

@@ -143,16 +143,15 @@ void OutboundFlow::onPoolReady(Tunnel& tunnel) {
   const std::string& baggage = worker_.baggage(record_.source_workload);
   std::string forwarded = forwardedOf(record_.source, record_.service);
   stream_ = std::make_unique<StreamRelay>(worker_, *this, application_);
-  stream_->bind(&tunnel);
   HeaderFields fields = {{":method", "CONNECT"}, {":authority", route_.authority}};
   if (!baggage.empty()) fields.emplace_back("baggage", baggage);
   fields.emplace_back("forwarded", forwarded);
   fields.emplace_back("traceparent", trace);
   if (!tunnel.submitConnect(*stream_, fields)) {
-    stream_->bind(nullptr);
     hopFailed(Reason::kTunnelLost, "the tunnel takes no more streams", 0);
     return;
   }
+  stream_->bind(&tunnel);  // not before: what throws above has no stream yet that its end could reset
   worker_.loop.arm(timer_, worker_.answerTimeoutUs());
 }
 

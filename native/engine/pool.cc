@@ -105,7 +105,11 @@ void PoolGroup::fail(Reason reason, const std::string& detail, int error) {
 ClientTunnel::ClientTunnel(Worker& worker, std::shared_ptr<PoolGroup> group)
     : Tunnel(worker, group->target.pod, false),
       group_(std::move(group)),
-      idle_timer_([this] { retire(); }, this),
+      idle_timer_(
+          [this] {
+            if (streams() == 0) retire();
+          },
+          this),
       serve_timer_([this] { group_->serve(); }, this) {
   group_->connecting++;
   counted_connecting_ = true;
@@ -145,6 +149,8 @@ void ClientTunnel::onOpen() {
   in_group_ = true;
   group_->open.push_back(this);
   group_->serve();
+  // Those that wanted it may have left meanwhile.
+  if (in_group_ && streams() == 0) worker_.loop.arm(idle_timer_, worker_.poolIdleUs());
 }
 
 size_t ClientTunnel::capacity() const {

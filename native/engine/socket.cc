@@ -16,7 +16,6 @@ namespace {
 
 constexpr int kOriginalDestination = 80;  // SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST
 constexpr int kMark = 1337;               // "sent by the mesh", as istio-cni's rules know it
-constexpr int kListenBacklog = 4096;
 
 // Best effort everywhere it is used: each option improves a connection, none is needed for its safety.
 bool setInt(int fd, int level, int option, int value) {

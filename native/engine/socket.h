@@ -63,6 +63,9 @@ void keepAlive(int fd);
 void resetOnClose(int fd);
 int takeSocketError(int fd);
 
+// Connections that a listener holds until they are accepted.
+constexpr int kListenBacklog = 4096;
+
 // A listener of a pod. Call in a thread that is in the pod's network namespace. Throws std::runtime_error.
 // `reuse_port`: several workers share a fixed port (no capture program that rewrites it).
 struct Listener {

@@ -23,6 +23,7 @@ struct BioFree {
   void operator()(BIO* bio) const { BIO_free(bio); }
 };
 using BioPtr = std::unique_ptr<BIO, BioFree>;
+using NamesPtr = std::unique_ptr<GENERAL_NAMES, Free<GENERAL_NAMES, GENERAL_NAMES_free>>;
 
 BioPtr textBio(const std::string& text) {
   return BioPtr(BIO_new_mem_buf(text.data(), static_cast<int>(text.size())));
@@ -31,8 +32,9 @@ BioPtr textBio(const std::string& text) {
 std::vector<X509Ptr> certificates(const std::string& pem, const char* what) {
   std::vector<X509Ptr> found;
   BioPtr bio = textBio(pem);
-  while (X509* certificate = PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr))
-    found.emplace_back(certificate);
+  // Owned before the list grows, which may throw.
+  while (X509Ptr certificate{PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr)})
+    found.push_back(std::move(certificate));
   unsigned long last = ERR_peek_last_error();
   bool at_end = ERR_GET_LIB(last) == ERR_LIB_PEM && ERR_GET_REASON(last) == PEM_R_NO_START_LINE;
   std::string errors = takeTlsErrors();
@@ -44,18 +46,16 @@ std::vector<X509Ptr> certificates(const std::string& pem, const char* what) {
 // SPIFFE URIs of the certificate, in order.
 std::vector<Identity> spiffeIdentities(X509* certificate) {
   std::vector<Identity> found;
-  auto* names =
-      static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(certificate, NID_subject_alt_name, nullptr, nullptr));
-  if (names == nullptr) return found;
-  for (int i = 0; i < sk_GENERAL_NAME_num(names); i++) {
-    const GENERAL_NAME* name = sk_GENERAL_NAME_value(names, i);
+  NamesPtr names(
+      static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(certificate, NID_subject_alt_name, nullptr, nullptr)));
+  for (int i = 0; i < sk_GENERAL_NAME_num(names.get()); i++) {  // of none: -1
+    const GENERAL_NAME* name = sk_GENERAL_NAME_value(names.get(), i);
     if (name->type != GEN_URI) continue;
     const ASN1_IA5STRING* uri = name->d.uniformResourceIdentifier;
     std::string text(reinterpret_cast<const char*>(ASN1_STRING_get0_data(uri)),
                      static_cast<size_t>(ASN1_STRING_length(uri)));
     if (auto identity = Identity::parse(text)) found.push_back(std::move(*identity));
   }
-  GENERAL_NAMES_free(names);
   return found;
 }
 

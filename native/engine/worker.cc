@@ -49,6 +49,8 @@ Worker::Worker(Shared& shared, unsigned index)
       shared_(shared),
       index_(index),
       drain_timer_([this] {
+        // A deadline as short as that of the last handshakes: what they bring is cut like the rest.
+        if (listeners_timer_.armed()) closeListeners();
         while (Flow* flow = flows.front()) flow->cut(Reason::kDrained, "the proxy is stopping");
         checkDrained();
       }),
@@ -122,11 +124,13 @@ void Worker::giveRecords() {
   if (records_.empty()) return;
   auto batch = std::move(records_);
   records_.clear();
-  shared_.events.onAccess(std::move(batch));
+  size_t count = batch.size();
+  bool given = loop.guard("records", nullptr, [&] { shared_.events.onAccess(std::move(batch)); });
+  if (!given) stats.access_records_dropped.fetch_add(count, std::memory_order_relaxed);
 }
 
 void Worker::closeAll() {
-  loop.guard("records", nullptr, [this] { giveRecords(); });
+  giveRecords();
   silent_ = true;
   while (Flow* flow = flows.front()) {
     loop.guard("connection", nullptr, [flow] { flow->cut(Reason::kDrained, ""); });
@@ -150,7 +154,6 @@ void Worker::addPod(const PodPtr& pod, PodListeners& listeners) {
     if (!own) throw std::system_error(errno, std::generic_category(), "a listener's descriptor");
     entry.acceptors.push_back(std::make_unique<Acceptor>(*this, pod, role, std::move(own)));
   };
-  if (draining_) return;
   listen(Acceptor::Role::kOutbound, listeners.outbound);
   listen(Acceptor::Role::kPlaintext, listeners.plaintext);
   listen(Acceptor::Role::kHbone, listeners.hbone);
@@ -208,17 +211,16 @@ void Worker::wakeWaiters() {
 }
 
 void Worker::drain(uint64_t deadline_us, std::function<void()> done) {
-  loop.arm(drain_timer_, deadline_us);
-  loop.arm(listeners_timer_, std::min(kLastHandshakesUs, deadline_us));
+  // All that may throw comes before anything is changed, but for the timers: it is begun anew after it did.
   if (drained_) {
-    auto first = std::move(drained_);
-    drained_ = [first, done] {
+    done = [first = drained_, done] {
       first();
       done();
     };
-  } else {
-    drained_ = std::move(done);
   }
+  loop.arm(drain_timer_, deadline_us);
+  loop.arm(listeners_timer_, std::min(kLastHandshakesUs, deadline_us));
+  drained_ = std::move(done);
   draining_ = true;
   for (auto& [uid, entry] : pods_) {
     for (auto& acceptor : entry.acceptors) acceptor->refuseNew();
@@ -227,11 +229,10 @@ void Worker::drain(uint64_t deadline_us, std::function<void()> done) {
 }
 
 void Worker::closeListeners() {
+  listeners_timer_.cancel();
   for (auto& [uid, entry] : pods_) {
     // What waits in the backlog would be reset.
-    for (auto& acceptor : entry.acceptors) {
-      loop.guard("last connections", acceptor.get(), [&acceptor] { acceptor->onEvents(0); });
-    }
+    for (auto& acceptor : entry.acceptors) acceptor->acceptRest();
     entry.acceptors.clear();
   }
   drainTunnels();

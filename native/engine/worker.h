@@ -187,8 +187,12 @@ class Acceptor final : public Pollable {
   // From here on a SYN is lost, and sent again a second later, when another proxy's listener may be found;
   // handshakes that have begun are finished.
   void refuseNew();
+  // Before it is closed: whatever the backlog holds.
+  void acceptRest();
 
  private:
+  // A bounded number; whether there may be more.
+  bool acceptSome();
   void pause();
 
   Worker& worker_;

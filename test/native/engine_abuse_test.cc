@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -236,7 +237,7 @@ TEST(EngineStall, APeerThatSendsAndNeverReadsIsClosed) {
     std::this_thread::sleep_for(100ms);
   }
   EXPECT_EQ(open(), 0u);
-  far.abort();
+  shutdown(far.fd(), SHUT_RDWR);
   sender.join();
   auto record = lab.two_events.wait([](const AccessRecord& each) { return each.inbound; });
   ASSERT_TRUE(record);

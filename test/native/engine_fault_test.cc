@@ -1,10 +1,7 @@
-// What fails inside the engine fails alone: exceptions in every kind of work, memory that runs out at any
-// moment, descriptors that the kernel does not watch.
-#include <fcntl.h>
+// What fails inside the engine fails alone: memory that runs out at any moment, descriptors that the kernel
+// does not watch. The loop's part of it is in loop_fault_test.cc.
 #include <gtest/gtest.h>
-#include <sys/epoll.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <csignal>
@@ -14,7 +11,6 @@
 
 #include "faults.h"
 #include "lab.h"
-#include "loop.h"
 #include "peer.h"
 
 namespace ebbtide::test {
@@ -22,102 +18,42 @@ namespace {
 
 using namespace std::chrono_literals;
 
-class Throwing final : public Pollable {
+class Refusing final : public EngineEvents {
  public:
-  void onEvents(uint32_t) override { throw std::bad_alloc(); }
-  void onFault(const char* what) override {
-    faults++;
-    said = what;
-    if (stubborn-- > 0) throw std::bad_alloc();
-  }
-  int faults = 0, stubborn = 0;
-  std::string said;
+  void onAccess(std::vector<AccessRecord>) override { throw std::bad_alloc(); }
+  void onCertificateNeeded(const std::string&) override {}
+  void onFault(const char*, const char*) override {}
 };
 
-TEST(LoopFault, AnExceptionEndsOneConnectionOnly) {
-  Loop loop;
-  std::vector<std::string> told;
-  loop.onFault(
-      [&](const char* where, const char* what) { told.push_back(std::string(where) + ": " + what); });
-  int pair[2];
-  ASSERT_EQ(pipe(pair), 0);
-  Fd in(pair[0]), out(pair[1]);
-  Throwing target;
-  loop.add(out.get(), EPOLLOUT, target);
-  loop.turn(1000);
-  EXPECT_EQ(target.faults, 1);
-  EXPECT_EQ(loop.faults(), 1u);
-  EXPECT_EQ(told, std::vector<std::string>{"connection: std::bad_alloc"});
-  loop.remove(out.get(), target);
-}
-
-TEST(LoopFault, AnEndThatThrowsIsTriedAgain) {
-  Loop loop;
-  Throwing target;
-  target.stubborn = 2;
-  loop.guard("test", &target, [] { throw std::runtime_error("on purpose"); });
-  EXPECT_EQ(target.said, "on purpose");
-  for (int i = 0; i < 5; i++) loop.turn(0);
-  EXPECT_EQ(target.faults, 3);
-}
-
-TEST(LoopFault, AnExceptionOfATimerEndsItsOwnerOnly) {
-  Loop loop;
-  Throwing owner;
-  int fired = 0;
-  Timer bad([] { throw std::bad_alloc(); }, &owner), good([&] { fired++; });
-  loop.arm(bad, 0);
-  loop.arm(good, 0);
-  loop.turn(0);
-  EXPECT_EQ(owner.faults, 1);
-  EXPECT_EQ(fired, 1);
-  EXPECT_FALSE(bad.armed());
-}
-
-TEST(LoopFault, ATimerOfNobodyIsTriedAgain) {
-  Loop loop;
-  int calls = 0;
-  Timer timer([&] {
-    if (++calls < 3) throw 7;  // of any type
-  });
-  loop.arm(timer, 0);
-  for (int i = 0; i < 20 && calls < 3; i++) loop.turn(100);
-  EXPECT_EQ(calls, 3);
-  EXPECT_EQ(loop.faults(), 2u);
-  EXPECT_FALSE(timer.armed());
-}
-
-TEST(LoopFault, TasksThatThrowAreRunAgainInOrderAndInTheEndLeftOut) {
-  Loop loop;
-  std::string order;
-  int failures = 2;
-  loop.post([&] {
-    if (failures-- > 0) throw std::bad_alloc();
-    order += 'a';
-  });
-  loop.post([] { throw std::bad_alloc(); });
-  loop.post([&] { order += 'c'; });
-  for (int i = 0; i < 50 && order.size() < 2; i++) loop.turn(100);
-  EXPECT_EQ(order, "ac");
-  EXPECT_EQ(loop.faults(), 12u);
-}
-
-TEST(LoopFault, ADescriptorThatTheKernelDoesNotWatchIsSaid) {
-  Loop loop;
-  Throwing target;
-  Fd file(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
-  loop.add(file.get(), EPOLLIN, target);  // EPERM: nothing to poll about a file
-  EXPECT_EQ(target.faults, 0);
-  loop.turn(0);
-  EXPECT_EQ(target.faults, 1);
-  EXPECT_NE(target.said.find("Operation not permitted"), std::string::npos) << target.said;
-  EXPECT_EQ(loop.faults(), 1u);
+TEST(EngineRecords, ThoseThatCannotBeGivenAwayAreCounted) {
+  Lab lab;
+  lab.one->removePod("client-uid");
+  EngineConfig config;
+  config.workers = 1;
+  config.state.node_name = "one";
+  config.state.cluster_id = "Kubernetes";
+  Refusing events;
+  Engine engine(config, events);
+  engine.start();
+  StateDelta delta;
+  delta.workloads = {lab.workload("client", Lab::kClientIp, "one")};
+  engine.apply(delta);
+  engine.addPod({"client-uid", "client", "default", "client", lab.client.duplicate()});
+  Tcp near = connectTo(lab.client, "127.0.0.1", 15001);
+  EXPECT_TRUE(near.isReset());
+  for (int i = 0; i < 500 && engine.stats().access_records_dropped == 0; i++)
+    std::this_thread::sleep_for(10ms);
+  EXPECT_EQ(engine.stats().access_records_dropped, 1u);
+  EXPECT_EQ(engine.stats().faults, 1u);
 }
 
 class EngineFault : public testing::Test {
  protected:
   void SetUp() override {
     signal(SIGPIPE, SIG_IGN);
+    // Both workers watch their listeners by now: what fails from here on is what a test lets fail.
+    lab.one->connections();
+    lab.two->connections();
     listener = listenOn(lab.server, 8080);
     echo = std::thread([this] {
       while (!stop) {
@@ -186,6 +122,35 @@ TEST_F(EngineFault, MemoryMayRunOutAtAnyMomentOfAConnection) {
   EXPECT_GT(faultsOfBoth(), 20u);
   EXPECT_FALSE(lab.one_events.faults().empty());
   ASSERT_TRUE(echoesSoon());
+}
+
+// A tunnel is lost by what fails in its own framing, never by what one of its streams lacks memory for.
+TEST_F(EngineFault, WhatAStreamHasNoMemoryForEndsThatStreamOnly) {
+  auto open = [&] { return lab.one->stats().open_connections + lab.two->stats().open_connections; };
+  auto framing = [&] {
+    size_t n = 0;
+    for (auto* events : {&lab.one_events, &lab.two_events}) {
+      for (auto& each : events->faults()) n += each.starts_with("tunnel:") ? 1 : 0;
+    }
+    return n;
+  };
+  auto works = [](Tcp& each) { return each && each.send("e") && each.receive(1) == "e"; };
+  Tcp held;
+  int survived = 0;
+  for (int64_t n = 1; n < 80; n++) {
+    if (!works(held)) held = connectTo(lab.client, Lab::kServerIp, 8080);
+    ASSERT_TRUE(works(held));
+    size_t before = framing(), faults = faultsOfBoth();
+    faults::failAllocation(n);
+    echoes();
+    for (int i = 0; i < 100 && open() > 2; i++) std::this_thread::sleep_for(2ms);
+    faults::failAllocation(0);
+    for (int i = 0; i < 1500 && open() > 2; i++) std::this_thread::sleep_for(2ms);
+    if (faultsOfBoth() == faults || framing() != before) continue;
+    survived++;
+    EXPECT_TRUE(works(held)) << "after the failure of allocation " << n;
+  }
+  EXPECT_GT(survived, 10);
 }
 
 // The messages of the controlling thread.

@@ -1,57 +1,19 @@
-// The engine over time: late certificates, pods that come and go, rotation, GOAWAY and draining, stopping
-// under load.
+// The engine over time: late certificates, pods that come and go, rotation, tunnels that end, stopping under
+// load.
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/socket.h>
 
 #include <atomic>
 #include <chrono>
-#include <future>
 #include <thread>
 
+#include "echo.h"
 #include "lab.h"
 
 namespace ebbtide::test {
 namespace {
 
 using namespace std::chrono_literals;
-
-// Echoes every connection until destroyed.
-class EchoServer {
- public:
-  EchoServer(const Netns& in, uint16_t port) : listener_(listenOn(in, port)) {
-    thread_ = std::thread([this] {
-      while (!stop_) {
-        Tcp accepted = acceptFrom(listener_);
-        if (!accepted) continue;
-        std::lock_guard lock(mutex_);
-        threads_.emplace_back([connection = std::make_shared<Tcp>(std::move(accepted))] {
-          for (;;) {
-            std::string byte = connection->receive(1);
-            if (byte.empty() || !connection->send(byte)) return;
-          }
-        });
-      }
-    });
-  }
-  ~EchoServer() {
-    stop_ = true;
-    shutdown(listener_.fd(), SHUT_RDWR);
-    thread_.join();
-    for (auto& thread : threads_) thread.join();
-  }
-
- private:
-  Tcp listener_;
-  std::atomic<bool> stop_{false};
-  std::mutex mutex_;
-  std::vector<std::thread> threads_;
-  std::thread thread_;
-};
-
-bool echoes(Tcp& connection) {
-  return connection.send("e") && connection.receive(1) == "e";
-}
 
 TEST(EngineLife, WaitsForTheCertificateAndAsksForIt) {
   Lab lab;
@@ -161,83 +123,6 @@ TEST(EngineLife, RotatesCertificatesUnderLoad) {
   old.close();
 }
 
-TEST(EngineLife, DrainingLetsOpenStreamsEndAndTheClientGoElsewhere) {
-  Lab lab;
-  auto echo = std::make_unique<EchoServer>(lab.server, 8080);
-  Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
-  ASSERT_TRUE(echoes(near));
-  std::promise<void> done;
-  auto ended = done.get_future();
-  lab.two->drain(20s, [&] { done.set_value(); });
-  std::this_thread::sleep_for(500ms);
-  EXPECT_TRUE(echoes(near));
-  EXPECT_EQ(ended.wait_for(0s), std::future_status::timeout);
-  // A second engine takes the pod over while the first drains.
-  Collector events;
-  EngineConfig config;
-  config.workers = 1;
-  config.state.node_name = "two";
-  config.state.cluster_id = "Kubernetes";
-  Engine successor(config, events);
-  successor.start();
-  StateDelta delta;
-  delta.workloads = {lab.workload("client", Lab::kClientIp, "one"),
-                     lab.workload("server", Lab::kServerIp, "two")};
-  successor.apply(delta);
-  successor.setCertificate(Lab::kServerUri, lab.authority.issue(Lab::kServerUri));
-  successor.addPod({"server-uid", "server", "default", "server", lab.server.duplicate()});
-  Tcp next = connectTo(lab.client, Lab::kServerIp, 8080);
-  EXPECT_TRUE(echoes(next));
-  EXPECT_EQ(successor.stats().open_connections, 1u);
-  EXPECT_TRUE(echoes(near));
-  near.close();
-  EXPECT_EQ(ended.wait_for(5s), std::future_status::ready);
-  next.close();
-}
-
-// What the kernel has accepted for the proxy is the proxy's, also when it is about to close its listeners.
-TEST(EngineLife, NothingThatConnectedIsResetWhenDrainingBegins) {
-  Lab lab;
-  EchoServer echo(lab.server, 8080);
-  std::atomic<bool> stop{false};
-  std::atomic<int> served{0}, broken{0};
-  std::vector<std::thread> clients;
-  for (int i = 0; i < 12; i++) {
-    clients.emplace_back([&] {
-      while (!stop) {
-        Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
-        if (!near) continue;
-        if (echoes(near)) {
-          served++;
-        } else {
-          broken++;
-        }
-      }
-    });
-  }
-  for (int i = 0; i < 2000 && served < 50; i++) std::this_thread::sleep_for(10ms);
-  std::promise<void> done;
-  lab.one->drain(10s, [&] { done.set_value(); });
-  EXPECT_EQ(done.get_future().wait_for(20s), std::future_status::ready);
-  stop = true;
-  for (auto& client : clients) client.join();
-  EXPECT_EQ(broken, 0);
-  EXPECT_GE(served, 50);
-}
-
-TEST(EngineLife, DrainingEndsAtItsDeadline) {
-  Lab lab;
-  EchoServer echo(lab.server, 8080);
-  Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
-  ASSERT_TRUE(echoes(near));
-  std::promise<void> done;
-  auto ended = done.get_future();
-  lab.one->drain(300ms, [&] { done.set_value(); });
-  EXPECT_EQ(ended.wait_for(5s), std::future_status::ready);
-  EXPECT_TRUE(near.isReset());
-  EXPECT_TRUE(lab.one_events.wait([](const AccessRecord& each) { return each.reason == Reason::kDrained; }));
-}
-
 TEST(EngineLife, APeerThatVanishesIsNoticed) {
   Lab lab([](EngineConfig& config) {
     config.ping_interval = 200ms;
@@ -266,6 +151,40 @@ TEST(EngineLife, UnusedTunnelsAreReleased) {
   EXPECT_EQ(lab.two->stats().hbone_connections, 0u);
   Tcp again = connectTo(lab.client, Lab::kServerIp, 8080);
   EXPECT_TRUE(echoes(again));
+}
+
+TEST(EngineLife, ATunnelThatNobodyWaitedForIsReleased) {
+  Lab lab([](EngineConfig& config) { config.pool_idle = 200ms; });
+  lab.two->removeCertificate(Lab::kServerUri);
+  lab.two->connections();
+  Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
+  ASSERT_TRUE(near);
+  for (int i = 0; i < 200 && lab.two_events.needed().empty(); i++) std::this_thread::sleep_for(20ms);
+  near.abort();
+  auto waitFor = [](auto holds) {
+    for (int i = 0; i < 500 && !holds(); i++) std::this_thread::sleep_for(10ms);
+    return holds();
+  };
+  ASSERT_TRUE(waitFor([&] { return lab.one->stats().open_connections == 0; }));
+  lab.two->setCertificate(Lab::kServerUri, lab.authority.issue(Lab::kServerUri));
+  ASSERT_TRUE(waitFor([&] { return lab.one->stats().handshakes == 1; }));
+  EXPECT_TRUE(waitFor([&] { return lab.one->stats().hbone_connections == 0; }));
+}
+
+TEST(EngineLife, ATunnelThatIsUsedAgainInTimeStays) {
+  Lab lab([](EngineConfig& config) { config.pool_idle = 1000ms; });
+  EchoServer echo(lab.server, 8080);
+  {
+    Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
+    ASSERT_TRUE(echoes(near));
+  }
+  for (int i = 0; i < 500 && lab.one->stats().open_connections > 0; i++) std::this_thread::sleep_for(1ms);
+  Tcp near = connectTo(lab.client, Lab::kServerIp, 8080);
+  ASSERT_TRUE(echoes(near));
+  std::this_thread::sleep_for(1500ms);
+  Tcp next = connectTo(lab.client, Lab::kServerIp, 8080);
+  EXPECT_TRUE(echoes(next));
+  EXPECT_EQ(lab.one->stats().handshakes, 1u);
 }
 
 TEST(EngineLife, StopsUnderLoadAndTwice) {

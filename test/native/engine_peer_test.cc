@@ -243,7 +243,7 @@ TEST_F(EnginePeer, RefusesNoAlpn) {
 
 TEST_F(EnginePeer, RefusesAnotherAlpn) {
   auto good = lab.authority.issue(Lab::kClientUri);
-  refused({&good, TLS1_3_VERSION, "http/1.1"}, Reason::kTlsHandshakeFailed);
+  refused({&good, TLS1_3_VERSION, "http/1.1"}, Reason::kH2HandshakeFailed);
 }
 
 TEST_F(EnginePeer, JunkInsteadOfTlsIsClosed) {
