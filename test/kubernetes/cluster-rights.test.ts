@@ -33,7 +33,7 @@ afterAll(async () => {
 async function nodeState(name: string): Promise<string> {
   const node = cluster.nodes.find((each) => each.name === name);
   const script =
-    'cd / && ls -R /etc/cni /opt/cni /sys/fs/bpf /run/ztunnel 2>/dev/null; nft list tables; ip rule; ip route show table all type local | wc -l; sysctl -a 2>/dev/null | grep -E "^net.ipv[46].conf.(all|default|lo)"';
+    'cd / && ls -R /etc/cni /opt/cni /sys/fs/bpf 2>/dev/null; ls -A /run/ztunnel 2>/dev/null; nft list tables; ip rule; ip route show table all type local | wc -l; sysctl -a 2>/dev/null | grep -E "^net.ipv[46].conf.(all|default|lo)"';
   return (await node?.run(['sh', '-c', script]))?.stdout ?? '';
 }
 

@@ -77,7 +77,12 @@ export interface PodSpec {
 export interface KubernetesObject {
   readonly apiVersion: string;
   readonly kind: string;
-  readonly metadata: { readonly name: string; readonly namespace?: string; readonly labels?: Values };
+  readonly metadata: {
+    readonly name: string;
+    readonly namespace?: string;
+    readonly labels?: Values;
+    readonly annotations?: Values;
+  };
   readonly rules?: readonly Rule[];
   readonly roleRef?: Values;
   readonly subjects?: readonly Values[];
