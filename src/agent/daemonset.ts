@@ -42,8 +42,7 @@ export class OwnDaemonSet {
   }
 
   /**
-   * Finds the DaemonSet by the pod's owner and looks at it, so that it is known whether this agent has the right to: later a
-   * refusal means that the right was taken away, as an uninstallation does.
+   * Finds the DaemonSet by the pod's owner and looks at it, so that a right that this agent lacks is told now and not at its end.
    * @throws ApiError
    */
   async find(): Promise<void> {
@@ -72,8 +71,8 @@ export class OwnDaemonSet {
         last = (error as Error).message;
         if (!(error instanceof ApiError)) continue;
         if (error.status === 404) return { keep: false, reason: `${what} is gone` };
-        // It could be read before: roles and service account are being deleted, too.
-        if (error.status === 401 || error.status === 403) return { keep: false, reason: `${what}: ${last}` };
+        // Rights that are gone tell nothing: an upgrade may move them, and letting all pods go would be in clear.
+        if (error.status === 401 || error.status === 403) break;
       }
     }
     return { keep: true, reason: `${what} cannot be asked for: ${last}` };
