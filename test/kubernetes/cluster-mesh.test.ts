@@ -118,16 +118,25 @@ describe('a namespace', () => {
     })) {
       await cluster.apply(serverDeployment({ namespace: NS, name, node: 'node2', probe }));
     }
-    await cluster.apply(peerAuthenticationObject(NS, 'STRICT'));
+    await cluster.apply(
+      serverDeployment({
+        ...{ namespace: NS, name: 'probe-http', node: 'node2' },
+        command: ['python3', '-m', 'http.server', `${WHOAMI_PORT}`, '--directory', '/programs'],
+        probe: { httpGet: { path: '/load.py', port: WHOAMI_PORT } },
+      }),
+      peerAuthenticationObject(NS, 'STRICT'),
+    );
     await waitFor('the stranger to be refused', async () =>
       (await ask(PLAIN, 'stranger', `web.${NS}`)).startsWith('refused'),
     );
     expect(await ask(NS, 'buyer', 'web')).toContain('peer');
     await cluster.podsReady(NS, 'app=probe-tcp');
     await cluster.podsReady(NS, 'app=probe-exec');
+    await cluster.podsReady(NS, 'app=probe-http');
     const since = now();
     await sleep(6000);
     await cluster.podsReady(NS, 'app=probe-tcp', 1000);
+    await cluster.podsReady(NS, 'app=probe-http', 1000);
     await cluster.podsReady(NS, 'app=web', 1000);
     const [pod] = await podsOf(cluster, NS, 'app=probe-tcp');
     const byRoot = await cluster.nodes[1].run([
@@ -141,7 +150,7 @@ describe('a namespace', () => {
     const figures = await loadSince(cluster, NS, 'load', since);
     expect(figures.failed, figures.errors).toBe(0);
     await cluster.apply(peerAuthenticationObject(NS, 'PERMISSIVE'));
-    await cluster.kubectl(['delete', 'deployment', '-n', NS, 'probe-tcp', 'probe-exec']);
+    await cluster.kubectl(['delete', 'deployment', '-n', NS, 'probe-tcp', 'probe-exec', 'probe-http']);
   }, 180_000);
 
   it('keeps answering through a rolling restart of the application', async () => {

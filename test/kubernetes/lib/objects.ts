@@ -32,6 +32,8 @@ export interface ServerOptions {
   readonly node?: string;
   readonly probe?: object;
   readonly serviceAccount?: string;
+  /** Instead of the tests' server. */
+  readonly command?: readonly string[];
 }
 
 /** A Deployment of the tests' server; pods that are to end are given a moment in which they still serve. */
@@ -57,7 +59,7 @@ export function serverDeployment(options: ServerOptions): object {
               name: 'server',
               image: TOOLS_IMAGE,
               imagePullPolicy: 'Never',
-              command: ['python3', '/programs/server.py'],
+              command: options.command ?? ['python3', '/programs/server.py'],
               readinessProbe: { ...probe, periodSeconds: 1, failureThreshold: 2 },
               lifecycle: { preStop: { exec: { command: ['sleep', '3'] } } },
             },
