@@ -27,9 +27,9 @@ ResourceBuilder.prototype.build = function (objects) {
 };
 
 const log = createLogger('controller');
-const settings = { manifests, data, listen: parseListen(listen), ttlSeconds: 86_400 };
+const settings = { listen: parseListen(listen), ttlSeconds: 86_400 };
 const names = { trustDomain: 'cluster.local', clusterDomain: 'cluster.local', clusterId: 'Kubernetes' };
 const source = manifestSource(manifests, data, log);
 const belongsInMesh = (each, namespace) => decideEnrolment(each, namespace).enrol;
-const controller = await startController({ ...settings, ...names }, { source, log, belongsInMesh });
+const controller = await startController({ ...settings, ...names }, { source, log, belongsInMesh, data });
 process.on('SIGTERM', () => controller.close());
