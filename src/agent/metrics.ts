@@ -38,27 +38,8 @@ export class AgentMetrics {
 
   constructor(sources: MetricSources) {
     const registers = [this.#registry];
-    const gauge = (name: string, help: string, read: () => number): void => {
-      new Gauge({
-        name: `ebbtide_agent_${name}`,
-        help,
-        registers,
-        collect() {
-          this.set(read());
-        },
-      });
-    };
-    const counter = (name: string, help: string, read: () => number): void => {
-      new Counter({
-        name: `ebbtide_agent_${name}`,
-        help,
-        registers,
-        collect() {
-          this.reset();
-          this.inc(read());
-        },
-      });
-    };
+    const gauge = this.#gauge.bind(this);
+    const counter = this.#counter.bind(this);
     new Gauge({
       name: 'ebbtide_agent_pods',
       help: 'Pods of this node by state of their enrolment',
@@ -129,6 +110,29 @@ export class AgentMetrics {
     return this.#registry.metrics();
   }
 
+  #gauge(name: string, help: string, read: () => number): void {
+    new Gauge({
+      name: `ebbtide_agent_${name}`,
+      help,
+      registers: [this.#registry],
+      collect() {
+        this.set(read());
+      },
+    });
+  }
+
+  #counter(name: string, help: string, read: () => number): void {
+    new Counter({
+      name: `ebbtide_agent_${name}`,
+      help,
+      registers: [this.#registry],
+      collect() {
+        this.reset();
+        this.inc(read());
+      },
+    });
+  }
+
   #holdMetrics(sources: MetricSources): void {
     const registers = [this.#registry];
     const observed = new Set<string>();
@@ -151,16 +155,7 @@ export class AgentMetrics {
         }
       },
     });
-    const gauge = (name: string, help: string, read: () => number): void => {
-      new Gauge({
-        name: `ebbtide_agent_${name}`,
-        help,
-        registers,
-        collect() {
-          this.set(read());
-        },
-      });
-    };
+    const gauge = this.#gauge.bind(this);
     gauge('held_pods', 'New pods that are held now', () => held().length);
     gauge(
       'held_longest_seconds',
@@ -175,15 +170,7 @@ export class AgentMetrics {
       held_inbound_dropped: ['refusedInbound', 'Packets to listening sockets of held pods that were dropped'],
     } as const satisfies Record<string, readonly [keyof HeldTotals, string]>;
     for (const [name, [key, help]] of Object.entries(totals)) {
-      new Counter({
-        name: `ebbtide_agent_${name}_total`,
-        help,
-        registers,
-        collect() {
-          this.reset();
-          this.inc(holding?.totals[key] ?? 0);
-        },
-      });
+      this.#counter(`${name}_total`, help, () => holding?.totals[key] ?? 0);
     }
   }
 
