@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Api, openApi } from '../../../src/mesh/api/index.js';
+import { apiServerFlags, etcdCommand, writeKubeconfig } from './api-commands.js';
 
 /** Ready in a few seconds; slow where the machine is loaded. */
 const READY_MS = 120_000;
@@ -161,17 +162,12 @@ export class ApiServer {
     this.#etcdPort = await freePort();
     const peerPort = await freePort();
     this.#port = await freePort();
-    this.#etcd = new Program(
-      'etcd',
-      [
-        ...['--name', 'test', '--data-dir', at('etcd'), '--unsafe-no-fsync', '--log-level', 'warn'],
-        ...['--listen-client-urls', this.etcdUrl, '--advertise-client-urls', this.etcdUrl],
-        ...['--listen-peer-urls', `http://127.0.0.1:${peerPort}`],
-        ...['--initial-advertise-peer-urls', `http://127.0.0.1:${peerPort}`],
-        ...['--initial-cluster', `test=http://127.0.0.1:${peerPort}`],
-      ],
-      at('etcd.log'),
-    );
+    const [etcd = '', ...flags] = etcdCommand({
+      data: at('etcd'),
+      clientUrl: this.etcdUrl,
+      peerUrl: `http://127.0.0.1:${peerPort}`,
+    });
+    this.#etcd = new Program(etcd, flags, at('etcd.log'));
     await this.startServer();
   }
 
@@ -182,19 +178,17 @@ export class ApiServer {
     this.#server = new Program(
       program,
       [
-        `--etcd-servers=${this.etcdUrl}`,
-        '--service-account-issuer=https://kubernetes.default.svc',
-        `--service-account-key-file=${at('sa.pub')}`,
-        `--service-account-signing-key-file=${at('sa.key')}`,
-        '--service-cluster-ip-range=10.96.0.0/16',
-        '--authorization-mode=Node,RBAC',
-        '--allow-privileged=true',
+        ...apiServerFlags({
+          etcdUrl: this.etcdUrl,
+          tokenKeys: { check: at('sa.pub'), sign: at('sa.key') },
+          users: at('tokens.csv'),
+          serviceRanges: '10.96.0.0/16',
+          address: this.#host,
+          port: this.#port,
+        }),
         '--endpoint-reconciler-type=none',
         '--shutdown-delay-duration=0s',
-        `--token-auth-file=${at('tokens.csv')}`,
         `--cert-dir=${at('certs')}`,
-        `--bind-address=${this.#host}`,
-        `--secure-port=${this.#port}`,
         ...flags,
       ],
       at('apiserver.log'),
@@ -241,20 +235,7 @@ export class ApiServer {
    */
   kubeconfig(token: string = this.adminToken, server: string = this.url): string {
     const path = join(this.directory, `kubeconfig-${randomBytes(4).toString('hex')}`);
-    const config = {
-      apiVersion: 'v1',
-      kind: 'Config',
-      clusters: [
-        {
-          name: 'test',
-          cluster: { server, 'certificate-authority-data': Buffer.from(this.ca).toString('base64') },
-        },
-      ],
-      users: [{ name: 'user', user: { token } }],
-      contexts: [{ name: 'test', context: { cluster: 'test', user: 'user' } }],
-      'current-context': 'test',
-    };
-    writeFileSync(path, JSON.stringify(config), { mode: 0o600 });
+    writeKubeconfig(path, { server, ca: this.ca, token });
     return path;
   }
 

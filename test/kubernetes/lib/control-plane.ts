@@ -1,10 +1,11 @@
 /** The control plane of a cluster: etcd, API server, controller manager, scheduler and DNS as processes of one place. */
 import { randomBytes } from 'node:crypto';
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Finished, must, run } from '../../../src/lab/exec.ts';
 import { LabProcess, type Place } from '../../../src/lab/process.ts';
 import { waitFor } from '../../../src/lab/wait.ts';
+import { apiServerFlags, etcdCommand, writeKubeconfig } from './api-commands.ts';
 import { binary } from './binaries.ts';
 import { type ClusterCertificates, makeCertificates } from './certificates.ts';
 
@@ -12,6 +13,7 @@ export const CLUSTER_DOMAIN = 'cluster.local';
 export const SERVICE_RANGES = '10.96.0.0/16,fd00:96::/112';
 const KUBERNETES_SERVICE = '10.96.0.1';
 const API_PORT = 6443;
+const ETCD_URL = 'http://127.0.0.1:2379';
 
 export interface ControlPlaneOptions {
   readonly place: Place;
@@ -63,15 +65,8 @@ export class ControlPlane {
   /** Path of a kubeconfig of a user: `admin`, or a node's name. */
   kubeconfig(user: string): string {
     const path = join(this.#options.directory, `${user}.kubeconfig`);
-    const config = {
-      apiVersion: 'v1',
-      kind: 'Config',
-      clusters: [{ name: 'lab', cluster: { server: this.url, 'certificate-authority': this.certificates.ca } }],
-      users: [{ name: user, user: { token: this.#token(user) } }],
-      contexts: [{ name: 'lab', context: { cluster: 'lab', user } }],
-      'current-context': 'lab',
-    };
-    writeFileSync(path, JSON.stringify(config), { mode: 0o600 });
+    const ca = readFileSync(this.certificates.ca, 'utf8');
+    writeKubeconfig(path, { server: this.url, ca, token: this.#token(user) });
     return path;
   }
 
@@ -105,36 +100,26 @@ export class ControlPlane {
   }
 
   async startEtcd(): Promise<void> {
-    const url = 'http://127.0.0.1:2379';
-    const peer = 'http://127.0.0.1:2380';
-    this.#etcd = await this.#start('etcd', [
-      `--data-dir=${join(this.#options.directory, 'etcd')}`,
-      '--unsafe-no-fsync',
-      `--listen-client-urls=${url}`,
-      `--advertise-client-urls=${url}`,
-      `--listen-peer-urls=${peer}`,
-      `--initial-advertise-peer-urls=${peer}`,
-      `--initial-cluster=default=${peer}`,
-    ]);
+    const data = join(this.#options.directory, 'etcd');
+    const [, ...flags] = etcdCommand({ data, clientUrl: ETCD_URL, peerUrl: 'http://127.0.0.1:2380' });
+    this.#etcd = await this.#start('etcd', flags);
   }
 
   /** Starts the API server, or starts it again; resolves when it answers. */
   async startApiServer(): Promise<void> {
     const { certificates, address } = this;
     this.#apiServer = await this.#start('kube-apiserver', [
-      '--etcd-servers=http://127.0.0.1:2379',
-      '--service-account-issuer=https://kubernetes.default.svc',
-      `--service-account-key-file=${certificates.serviceAccountKey}`,
-      `--service-account-signing-key-file=${certificates.serviceAccountKey}`,
-      `--service-cluster-ip-range=${SERVICE_RANGES}`,
-      '--authorization-mode=Node,RBAC',
+      ...apiServerFlags({
+        etcdUrl: ETCD_URL,
+        tokenKeys: { check: certificates.serviceAccountKey, sign: certificates.serviceAccountKey },
+        users: join(this.#options.directory, 'tokens.csv'),
+        serviceRanges: SERVICE_RANGES,
+        address,
+        port: API_PORT,
+      }),
       '--enable-admission-plugins=NodeRestriction',
-      `--token-auth-file=${join(this.#options.directory, 'tokens.csv')}`,
-      '--allow-privileged=true',
       `--tls-cert-file=${certificates.serverCertificate}`,
       `--tls-private-key-file=${certificates.serverKey}`,
-      `--secure-port=${API_PORT}`,
-      `--bind-address=${address}`,
       `--advertise-address=${address}`,
       '--kubelet-preferred-address-types=InternalIP',
     ]);
