@@ -30,12 +30,25 @@ async function batch(netns: string, commands: readonly string[]): Promise<void> 
   await must(['nsenter', `--net=${netns}`, 'ip', '-batch', '-'], { input: `${commands.join('\n')}\n` });
 }
 
+/** Lines of `ip -batch` for a node's end of the wire: its addresses, and the way to the other node's pods. */
+export function wireEnd(node: number, device: string): string[] {
+  const other = 3 - node;
+  const own = nodeAddresses(node);
+  const peer = nodeAddresses(other);
+  return [
+    `addr add ${own.v4}/24 dev ${device}`,
+    `addr add ${own.v6}/64 dev ${device} nodad`,
+    `link set ${device} up`,
+    `route add 10.244.${other}.0/24 via ${peer.v4}`,
+    `route add fd00:244:${other}::/64 via ${peer.v6} dev ${device}`,
+  ];
+}
+
 /** Two nodes and the control network. Nothing is made in the machine's own network namespace. */
 export async function makeNodes(ground: Ground): Promise<void> {
   for (const name of ['control', 'node1', 'node2']) {
     await must(['ip', 'netns', 'add', ground.netnsName(name)]);
-    // No duplicate address detection (an address is usable at once), forwarding, no reverse path filter.
-    await must(['nsenter', `--net=${ground.netnsPath(name)}`, 'sh', '-c', sysctls(true)]);
+    await must(['nsenter', `--net=${ground.netnsPath(name)}`, 'sh', '-c', networkSysctls(true)]);
   }
   const control = ground.netnsName('control');
   await batch(ground.netnsPath('control'), [
@@ -48,52 +61,69 @@ export async function makeNodes(ground: Ground): Promise<void> {
     `link add ${WIRE} type veth peer name ${WIRE} netns ${ground.netnsName('node2')}`,
   ]);
   for (const node of [1, 2]) {
-    const other = 3 - node;
-    const own = nodeAddresses(node);
-    const peer = nodeAddresses(other);
     await batch(ground.netnsPath(`node${node}`), [
       'link set lo up',
       `link add control0 type veth peer name node${node} netns ${control}`,
       `addr add 172.31.255.${node}/24 dev control0`,
       'link set control0 up',
-      `addr add ${own.v4}/24 dev ${WIRE}`,
-      `addr add ${own.v6}/64 dev ${WIRE} nodad`,
-      `link set ${WIRE} up`,
-      `route add 10.244.${other}.0/24 via ${peer.v4}`,
-      `route add fd00:244:${other}::/64 via ${peer.v6} dev ${WIRE}`,
+      ...wireEnd(node, WIRE),
     ]);
     await batch(ground.netnsPath('control'), [`link set node${node} master control0 up`]);
   }
 }
 
-/** A pod's namespace with eth0, routed by its node (both directions pass the node, as with Calico). */
-export async function makePod(ground: Ground, name: string, node: number, n: number): Promise<void> {
-  const { v4, v6 } = podAddresses(node, n);
-  const host = `pod${n}`;
-  const netns = ground.netnsName(name);
-  await must(['ip', 'netns', 'add', netns]);
-  await must(['nsenter', `--net=${ground.netnsPath(name)}`, 'sh', '-c', sysctls(false)]);
-  await batch(ground.netnsPath(`node${node}`), [
-    `link add ${host} type veth peer name eth0 netns ${netns}`,
-    `link set ${host} addrgenmode none`,
-    `addr add ${GATEWAY_V4}/32 dev ${host}`,
-    `addr add ${GATEWAY_V6}/64 dev ${host} nodad`,
-    `link set ${host} up`,
-  ]);
-  await batch(ground.netnsPath(name), [
-    'link set lo up',
-    'link set eth0 addrgenmode none',
-    `addr add ${v4}/32 dev eth0`,
-    `addr add ${v6}/128 dev eth0 nodad`,
-    'link set eth0 up',
-    `route add ${GATEWAY_V4} dev eth0 scope link`,
-    `route add default via ${GATEWAY_V4} dev eth0`,
-    `route add ::/0 via ${GATEWAY_V6} dev eth0`,
-  ]);
-  await batch(ground.netnsPath(`node${node}`), [`route add ${v4}/32 dev ${host}`, `route add ${v6}/128 dev ${host}`]);
+/** Lines of `ip -batch` that link a pod to its node, by where and in which order they run. */
+export interface PodLink {
+  readonly onNode: readonly string[];
+  readonly inPod: readonly string[];
+  readonly routes: readonly string[];
 }
 
-function sysctls(forwarding: boolean): string {
+/**
+ * How the nth pod of all is linked: eth0, routed by its node (both directions pass the node, as with Calico).
+ * @param netns name of the pod's network namespace, as the node knows it
+ */
+export function podLink(netns: string, node: number, n: number): PodLink {
+  const { v4, v6 } = podAddresses(node, n);
+  const host = `pod${n}`;
+  return {
+    onNode: [
+      `link add ${host} type veth peer name eth0 netns ${netns}`,
+      `link set ${host} addrgenmode none`,
+      `addr add ${GATEWAY_V4}/32 dev ${host}`,
+      `addr add ${GATEWAY_V6}/64 dev ${host} nodad`,
+      `link set ${host} up`,
+    ],
+    inPod: [
+      'link set lo up',
+      'link set eth0 addrgenmode none',
+      `addr add ${v4}/32 dev eth0`,
+      `addr add ${v6}/128 dev eth0 nodad`,
+      'link set eth0 up',
+      `route add ${GATEWAY_V4} dev eth0 scope link`,
+      `route add default via ${GATEWAY_V4} dev eth0`,
+      `route add ::/0 via ${GATEWAY_V6} dev eth0`,
+    ],
+    routes: [`route add ${v4}/32 dev ${host}`, `route add ${v6}/128 dev ${host}`],
+  };
+}
+
+/** A pod's network namespace. */
+export async function makePod(ground: Ground, name: string, node: number, n: number): Promise<void> {
+  const netns = ground.netnsName(name);
+  const link = podLink(netns, node, n);
+  await must(['ip', 'netns', 'add', netns]);
+  await must(['nsenter', `--net=${ground.netnsPath(name)}`, 'sh', '-c', networkSysctls(false)]);
+  await batch(ground.netnsPath(`node${node}`), link.onNode);
+  await batch(ground.netnsPath(name), link.inPod);
+  await batch(ground.netnsPath(`node${node}`), link.routes);
+}
+
+/**
+ * Script of sh for a network namespace: no duplicate address detection (an address is usable at once), no reverse path filter.
+ * @param forwarding for a node
+ */
+export function networkSysctls(forwarding: boolean): string {
   const lines = ['cd /proc/sys/net', 'echo 0 >ipv6/conf/default/accept_dad', 'echo 0 >ipv6/conf/all/accept_dad'];
   lines.push('echo 0 >ipv4/conf/all/rp_filter', 'echo 0 >ipv4/conf/default/rp_filter');
   if (forwarding) lines.push('echo 1 >ipv4/ip_forward', 'echo 1 >ipv6/conf/all/forwarding');
