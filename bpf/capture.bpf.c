@@ -317,6 +317,24 @@ static __always_inline void mark_listening(void* sk, __u64 cookie) {
   if (listening) listening->cookie = cookie;
 }
 
+/* Where the proxy's dial to an application comes from in truth, while the application is told of `client`:
+ * the pod's own address, or of IPv4 one of loopback. There a port whose connection was closed from this side
+ * can be taken again after a second (tcp_tw_reuse), elsewhere only after a minute; and each client has an
+ * address named after the last three bytes of its own, so that clients do not use up each other's ports. Not
+ * of IPv6: it has one loopback address, to which the kernel sends no reset from a closed port of another
+ * address. */
+static __always_inline void claim_source(__u32* source, const struct ebb_pod* pod, const __u32* client) {
+  __u32 host = client[3] & bpf_htonl(0x00ffffff);
+
+  if (!ebb_is_mapped(client)) {
+    ebb_copy(source, pod->ip6);
+    return;
+  }
+  /* Network and broadcast address of 127.0.0.0/8 are no source. */
+  if (!host || host == bpf_htonl(0x00ffffff)) host = bpf_htonl(1);
+  ebb_map4(source, bpf_htonl(0x7f000000) | host);
+}
+
 /* Returns what to do with the proxy's bind: 0 refuse, 1 allow as it is, 2 bind to port 0, 3 bind to
  * socket->own port 0. */
 static __always_inline int decide_bind(struct bpf_sock_addr* ctx, const __u32* address, __u16 port) {
@@ -347,7 +365,7 @@ static __always_inline int decide_bind(struct bpf_sock_addr* ctx, const __u32* a
   state->kind = EBB_KIND_CLAIM;
   ebb_copy(state->address, address);
   state->port = port;
-  ebb_copy(state->own, ebb_is_mapped(address) ? pod->ip4 : pod->ip6);
+  claim_source(state->own, pod, address);
   return 3;
 }
 

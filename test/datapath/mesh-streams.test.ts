@@ -85,6 +85,20 @@ describe('streams', () => {
     }
   }
 
+  it('clients that close first do not use up the ports of the pod', async () => {
+    const range = 'net.ipv4.ip_local_port_range';
+    const before = await must(placed(made.server.place, ['sysctl', '-n', range]));
+    await must(placed(made.server.place, ['sysctl', '-qw', `${range}=40000 40599`]));
+    try {
+      // Twice as many as there are ports, within a tenth of the minute for which a closed connection keeps its own.
+      expect(await client(made.near, 'close-first', made.server.addresses.v4, PORT.echo, 1200)).toEqual({
+        failures: {},
+      });
+    } finally {
+      await must(placed(made.server.place, ['sysctl', '-qw', `${range}=${before.trim()}`]));
+    }
+  });
+
   it('1 GiB to the server arrives whole', async () => {
     const said = await client(made.near, 'sink', made.server.addresses.v4, PORT.sink, GIBIBYTE, 120_000);
     expect(said).toEqual({ bytes: GIBIBYTE, same: true });
