@@ -10,7 +10,7 @@ import { NoProxy } from './zds-server.js';
  * `waiting`: wanted, but its network namespace is not found or the kernel refused; tried again without end.
  * `preparing`: known to the kernel, the proxy is asked to open its listeners.
  * `captured`: every new connection goes through the proxy, or nowhere.
- * `leaving`: not wanted any more, let go in a moment.
+ * `leaving`: not wanted any more; let go in a moment, or just now, while its last connections through the proxy end.
  * `left`: nothing of it is left here.
  */
 export type PodState = 'waiting' | 'preparing' | 'captured' | 'leaving' | 'left';
@@ -51,6 +51,8 @@ export interface EnrolledPodOptions {
   left(pod: EnrolledPod): void;
 }
 
+/** How long connections through the proxy may go on after a pod was let go, so that a request under way is finished. */
+const LAST_CONNECTIONS_MS = 2000;
 const RETRY_INITIAL_MS = 100;
 const RETRY_MAX_MS = 5000;
 
@@ -160,7 +162,10 @@ export class EnrolledPod implements ZdsWorkload {
     }
   }
 
-  /** Not wanted any more: let go after the delay, so that others learn of it first. */
+  /**
+   * Not wanted any more: let go after the delay, so that others learn of it first. The proxies keep what a pod that lives on has
+   * open for {@link LAST_CONNECTIONS_MS} more.
+   */
   leave(reason: string, delayMs: number): void {
     if (this.#state === 'leaving' || this.#state === 'left') return;
     this.#cancel();
@@ -257,7 +262,6 @@ export class EnrolledPod implements ZdsWorkload {
       // A pod that lives on gets its own network back before its listeners close; one that is gone needs neither.
       if (deleted) this.#tellGone();
       this.#options.capture.release(this.uid);
-      if (!deleted) this.#tellGone();
     } catch (error) {
       const delay = this.#backoff.next();
       this.#log.error(
@@ -270,6 +274,18 @@ export class EnrolledPod implements ZdsWorkload {
     }
     this.#captured = false;
     this.#prepared = false;
+    if (deleted) this.#end();
+    else this.#timer = setTimeout(() => this.#close(), LAST_CONNECTIONS_MS);
+  }
+
+  /** The pod's connections through the proxies end. */
+  #close(): void {
+    this.#timer = undefined;
+    this.#tellGone();
+    this.#end();
+  }
+
+  #end(): void {
     this.#closeNetns();
     this.#enter('left', this.#reason);
     this.#options.left(this);

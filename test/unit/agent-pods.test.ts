@@ -219,8 +219,23 @@ describe('a pod that is captured', () => {
     expect(steps()).toEqual([]);
     expect(state()).toEqual([['leaving', 'not labelled']]);
     await pass(1);
-    expect(steps()).toEqual(['release p', 'del p']);
+    expect(steps()).toEqual(['release p']);
+    // What it has open through the proxy may end by itself.
+    await pass(1999);
+    expect(steps()).toEqual([]);
+    await pass(1);
+    expect(steps()).toEqual(['del p']);
     expect(state()).toEqual([['not enrolled', 'not labelled']]);
+  });
+
+  it('is captured again when it is labelled while its last connections end, and the proxy keeps it', async () => {
+    pods.apply(objects([podObject()], team('none')), true);
+    await pass(1000);
+    expect(steps()).toEqual(['release p']);
+    pods.apply(objects([podObject()]), true);
+    await pass(10_000);
+    expect(steps()).toEqual(['prepare p', 'add p', 'activate p']);
+    expect(state()).toEqual([['captured', '']]);
   });
 
   it('stays captured when it is labelled again in time', async () => {
@@ -344,6 +359,9 @@ describe('a network namespace', () => {
     expect(pods.ofNetns(2n)).toBeUndefined();
     pods.apply(objects([podObject()], team('none')), true);
     await pass(1000);
+    expect(pods.report()[0]?.state).toBe('leaving');
+    expect(pods.ofNetns(1n)).toBe('team/p');
+    await pass(2000);
     expect(pods.report()[0]?.state).toBe('not enrolled');
     expect(pods.ofNetns(1n)).toBe('team/p');
     world.cookies.clear();
