@@ -1,0 +1,73 @@
+/**
+ * Two clocks: the wall clock, by which certificates are judged and which may be wrong and may jump, and one that only goes
+ * on, also while the machine is suspended.
+ */
+import { uptime } from 'node:os';
+
+export interface Clock {
+  /** Milliseconds since the epoch, as this machine believes. */
+  wallMs(): number;
+  /** Milliseconds of CLOCK_BOOTTIME, with hundredths of a second. Differences count, not values. */
+  elapsedMs(): number;
+}
+
+export const SYSTEM_CLOCK: Clock = { wallMs: () => Date.now(), elapsedMs: () => uptime() * 1000 };
+
+/** A clock that is disciplined as usual is slewed by half a millisecond a second. */
+const JUMP_MS = 1000;
+const LOOK_MS = 2000;
+
+/**
+ * Calls back when the wall clock was set, with by how much. A suspended machine is none: both clocks have gone on.
+ * @returns ends it
+ */
+export function watchClock(onJump: (byMs: number) => void, clock: Clock = SYSTEM_CLOCK): { close(): void } {
+  let before = clock.wallMs() - clock.elapsedMs();
+  const timer = setInterval(() => {
+    const now = clock.wallMs() - clock.elapsedMs();
+    const byMs = now - before;
+    // Small steps add up: what is slewed is not taken for a jump later.
+    before = now;
+    if (Math.abs(byMs) >= JUMP_MS) onJump(byMs);
+  }, LOOK_MS);
+  timer.unref();
+  return { close: () => clearInterval(timer) };
+}
+
+/** How far another clock is ahead of the wall clock here. */
+export interface ClockOffset {
+  /** Negative: it is behind, so the clock here is ahead. */
+  readonly offsetMs: number;
+  /** The true offset differs by no more than this. */
+  readonly uncertaintyMs: number;
+}
+
+/** When a request left and its answer began to come. */
+export interface AskedAt {
+  readonly wallMs: number;
+  readonly elapsedMs: number;
+}
+
+export const now = (clock: Clock = SYSTEM_CLOCK): AskedAt => ({ wallMs: clock.wallMs(), elapsedMs: clock.elapsedMs() });
+
+/**
+ * Offset by a Date of an HTTP answer (RFC 9110, 6.6.1), which has whole seconds: the server's clock was between that and a
+ * second later at some moment between request and answer.
+ * @returns undefined where there is no date, or the wall clock was set meanwhile
+ */
+export function offsetByDate(date: unknown, sent: AskedAt, received: AskedAt): ClockOffset | undefined {
+  const told = typeof date === 'string' ? Date.parse(date) : Number.NaN;
+  const wall = received.wallMs - sent.wallMs;
+  if (Number.isNaN(told) || Math.abs(wall - (received.elapsedMs - sent.elapsedMs)) >= JUMP_MS) return undefined;
+  const [lowest, highest] = [told - received.wallMs, told + 1000 - sent.wallMs];
+  return { offsetMs: (lowest + highest) / 2, uncertaintyMs: (highest - lowest) / 2 };
+}
+
+/** Seconds, minutes, hours or days, whichever is readable: `130 s`, `25 h`. */
+export function roughly(ms: number): string {
+  const seconds = Math.abs(ms) / 1000;
+  if (seconds < 300) return `${Math.round(seconds)} s`;
+  if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 172_800) return `${Math.round(seconds / 3600)} h`;
+  return `${Math.round(seconds / 86_400)} days`;
+}
