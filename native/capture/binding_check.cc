@@ -6,6 +6,7 @@
 #include "attached.h"
 #include "binding_errors.h"
 #include "features.h"
+#include "netns.h"
 
 namespace ebbtide::capture {
 
@@ -103,6 +104,12 @@ Napi::Value pinned(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value readFile(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    return Napi::String::New(info.Env(), readInNetns(info[0].ToNumber().Int32Value(), info[1].ToString()));
+  });
+}
+
 }  // namespace
 
 void defineCheck(Napi::Env env, Napi::Object exports) {
@@ -112,7 +119,10 @@ void defineCheck(Napi::Env env, Napi::Object exports) {
   exports.Set("bpfProgram", Napi::Function::New(env, program));
   exports.Set("ingressPrograms", Napi::Function::New(env, ingress));
   exports.Set("pinnedObjects", Napi::Function::New(env, pinned));
+  exports.Set("readInNetns", Napi::Function::New(env, readFile));
   exports.Set("pinVersion", EBB_PIN_VERSION);
+  exports.Set("targetPort", EBB_TARGET_PORT);
+  exports.Set("targetPorts", EBB_TARGET_PORTS);
 }
 
 }  // namespace ebbtide::capture

@@ -60,7 +60,10 @@ interface CheckAddon {
   bpfProgram(id: number): BpfProgram;
   ingressPrograms(netnsFd: number): InterfaceProgram[];
   pinnedObjects(directory: string): PinnedObjects;
+  readInNetns(netnsFd: number, path: string): string;
   readonly pinVersion: string;
+  readonly targetPort: number;
+  readonly targetPorts: number;
 }
 
 const addon = (): CheckAddon => captureAddon() as unknown as CheckAddon;
@@ -89,3 +92,12 @@ export const pinnedObjects = (directory: string): PinnedObjects => calling(() =>
 
 /** Name of the directory of this version's pins. */
 export const pinVersion = (): string => addon().pinVersion;
+
+/** Text of a file as it is in a network namespace, at most a page of it: settings below /proc/sys/net belong to one. */
+export const readInNetns = (netnsFd: number, path: string): string => calling(() => addon().readInNetns(netnsFd, path));
+
+/** Local ports to which captured connections are sent: first and last. */
+export const targetPorts = (): readonly [number, number] => {
+  const { targetPort, targetPorts: count } = addon();
+  return [targetPort, targetPort + count - 1];
+};

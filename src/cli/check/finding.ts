@@ -26,7 +26,10 @@ export const CODES = {
   BPF_JIT: { about: 'programs are compiled, not interpreted', worst: 'warning' },
   UNPRIVILEGED_BPF: { about: 'users without rights cannot load programs', worst: 'warning' },
   DESCRIPTORS: { about: 'limit of descriptors against what the proxy needs', worst: 'failed' },
-  PORT_RANGE: { about: "the pods' ephemeral ports are clear of those that capture uses", worst: 'failed' },
+  PORT_RANGE: {
+    about: "pods' ephemeral ports are clear of those that captured connections are sent to",
+    worst: 'warning',
+  },
   PORTS: { about: "the proxy's and the agent's own ports in this network namespace", worst: 'failed' },
   PINS: { about: 'pins of an agent of this version, or of another', worst: 'failed' },
   CGROUP_PROGRAMS: { about: "somebody else's programs at capture's hooks of cgroup2", worst: 'failed' },

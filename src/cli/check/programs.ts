@@ -236,23 +236,3 @@ function ownersOf(proc = '/proc'): Map<number, string> {
   }
   return owners;
 }
-
-/** Names one process in each network namespace. */
-export function processesByNetns(proc = '/proc'): (inode: bigint) => string {
-  let found: Map<bigint, string> | undefined;
-  return (inode) => {
-    if (found === undefined) {
-      found = new Map();
-      for (const pid of readdirSync(proc).filter((name) => /^\d+$/.test(name))) {
-        try {
-          const { ino } = statSync(join(proc, pid, 'ns/net'), { bigint: true });
-          const name = readFileSync(join(proc, pid, 'comm'), 'utf8').trim();
-          if (!found.has(ino)) found.set(ino, ` (process ${pid} ${name} is in it)`);
-        } catch {
-          // It has ended, or is not ours to look at.
-        }
-      }
-    }
-    return found.get(inode) ?? '';
-  };
-}

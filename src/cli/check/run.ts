@@ -19,17 +19,11 @@ import {
   kernelFinding,
   settingFindings,
 } from './machine.js';
+import { type NetnsProcess, networkNamespaces, portRangeFinding } from './namespaces.js';
 import { neighbourFindings, surroundingsOf } from './neighbours.js';
 import { pinFinding } from './pins.js';
 import { portFinding } from './ports.js';
-import {
-  cgroupProgramFinding,
-  cgroupPrograms,
-  ingressFinding,
-  processesByNetns,
-  skLookupFinding,
-  viewOf,
-} from './programs.js';
+import { cgroupProgramFinding, cgroupPrograms, ingressFinding, skLookupFinding, viewOf } from './programs.js';
 
 /** @throws Error where the addon cannot be loaded */
 export async function findAll(options: CheckOptions, env: NodeJS.ProcessEnv = process.env): Promise<Finding[]> {
@@ -57,6 +51,12 @@ export async function findAll(options: CheckOptions, env: NodeJS.ProcessEnv = pr
       findings.push(...codes.map((code) => notTried(code, (error as Error).message)));
     }
   };
+  let found: ReadonlyMap<bigint, NetnsProcess> | undefined;
+  const namespaces = (): ReadonlyMap<bigint, NetnsProcess> => {
+    found ??= networkNamespaces();
+    return found;
+  };
+  add(['PORT_RANGE'], () => portRangeFinding(namespaces(), hostNetns ?? nodeNetns()));
   add(['PORTS'], () => portFinding());
   add(['PINS'], () => pinFinding(bpffs));
   add(['CGROUP_PROGRAMS', 'SK_LOOKUP_PROGRAMS', 'INGRESS_PROGRAMS', 'CILIUM', 'ISTIO', 'KMESH'], () => {
@@ -67,7 +67,7 @@ export async function findAll(options: CheckOptions, env: NodeJS.ProcessEnv = pr
       there === undefined
         ? notTried('CGROUP_PROGRAMS', 'there is no cgroup to look at, see CGROUP_ROOT')
         : cgroupProgramFinding(there),
-      skLookupFinding(view, processesByNetns()),
+      skLookupFinding(view, (inode) => namespaces().get(inode)?.text ?? ''),
       ingressFinding(hostNetns ?? nodeNetns(), view, tcx),
       ...neighbourFindings(surroundingsOf(there?.foreign ?? [], nodeRoot())),
     ];
