@@ -40,7 +40,7 @@ const starting =
   (name: string): boolean =>
     beginnings.some((beginning) => name.startsWith(beginning));
 const STORAGE: readonly string[] = ['map:ebb_sockets', 'map:ebb_listening'];
-const OF_HOLD = starting('program:hold/', 'tracepoint:', 'cgroup:cgroup_skb/');
+const OF_HOLD = starting('object:hold', 'memory:hold', 'program:hold/', 'tracepoint:', 'cgroup:cgroup_skb/');
 const HOLD_LOST =
   'new pods are not held until they are captured, so their first connections may be in clear; without it start the agent ' +
   'with --hold off (EBBTIDE_HOLD=off, in the chart agent.hold)';
@@ -48,10 +48,14 @@ const HOLD_LOST =
 const GROUPS: readonly Group[] = [
   {
     code: 'BPF_MAPS',
-    belongs: (name) => starting('map:', 'object:')(name) && !STORAGE.includes(name),
+    belongs: (name) => starting('map:', 'object:')(name) && !OF_HOLD(name) && !STORAGE.includes(name),
     works: (names) => `${names.filter((name) => name.startsWith('map:')).length} kinds of maps made`,
   },
-  { code: 'BPF_MEMORY', belongs: starting('memory:'), works: () => 'all maps made in full size' },
+  {
+    code: 'BPF_MEMORY',
+    belongs: (name) => name.startsWith('memory:') && !OF_HOLD(name),
+    works: () => 'all maps made in full size',
+  },
   { code: 'SK_STORAGE', belongs: (name) => STORAGE.includes(name), works: () => 'made' },
   { code: 'NETNS_COOKIE', belongs: (name) => name === 'netns:cookie', works: () => 'asked of a new network namespace' },
   {
