@@ -1,5 +1,5 @@
 /** Says it when this machine's clock is not that of those it deals with, once for each change and now and then while it lasts. */
-import { type Clock, type ClockOffset, roughly, SYSTEM_CLOCK } from './clock.js';
+import { type Clock, type ClockJump, type ClockOffset, roughly, SYSTEM_CLOCK } from './clock.js';
 import type { Logger } from './log.js';
 
 /** What is beyond this is told; less does no harm to certificates that are backdated by two minutes. */
@@ -69,14 +69,12 @@ export class ClockSkew {
     else this.#log.warn(fields, text);
   }
 
-  /** The wall clock was set: what was known of others is of the clock before. */
-  jumped(byMs: number): void {
-    for (const [against, { offsetMs, saidAtMs }] of this.#known) {
-      this.#known.set(against, { offsetMs: offsetMs - byMs, saidAtMs });
-    }
+  /** How far the clock is from others now they tell with their next answers. */
+  jumped({ setByMs, sleptMs }: ClockJump): void {
+    const set = `was set ${setByMs > 0 ? 'forward' : 'back'} by ${roughly(setByMs)}`;
     this.#log.warn(
-      { event: 'clock_jumped', byMs: Math.round(byMs) },
-      `this machine's clock was set ${byMs > 0 ? 'forward' : 'back'} by ${roughly(byMs)}`,
+      { event: 'clock_jumped', setByMs: Math.round(setByMs), sleptMs: Math.round(sleptMs) },
+      setByMs === 0 ? `this machine slept for ${roughly(sleptMs)}` : `this machine's clock ${set}`,
     );
   }
 }

@@ -9,26 +9,45 @@ export interface Clock {
   wallMs(): number;
   /** Milliseconds of CLOCK_BOOTTIME, with hundredths of a second. Differences count, not values. */
   elapsedMs(): number;
+  /** Milliseconds of CLOCK_MONOTONIC, by which timers go: it stands still while the machine sleeps. */
+  timerMs(): number;
 }
 
-export const SYSTEM_CLOCK: Clock = { wallMs: () => Date.now(), elapsedMs: () => uptime() * 1000 };
+export const SYSTEM_CLOCK: Clock = {
+  wallMs: () => Date.now(),
+  elapsedMs: () => uptime() * 1000,
+  timerMs: () => performance.now(),
+};
+
+/** What timers that were set before do not know of. */
+export interface ClockJump {
+  /** By how much the wall clock was set, forward or (negative) back; 0 where it was not. Milliseconds. */
+  readonly setByMs: number;
+  /** How long the machine slept, so that timers are late; 0 where it did not. */
+  readonly sleptMs: number;
+}
 
 /** A clock that is disciplined as usual is slewed by half a millisecond a second. */
 const JUMP_MS = 1000;
 const LOOK_MS = 2000;
 
 /**
- * Calls back when the wall clock was set, with by how much. A suspended machine is none: both clocks have gone on.
+ * Calls back when the wall clock was set or the machine has slept, within some seconds.
  * @returns ends it
  */
-export function watchClock(onJump: (byMs: number) => void, clock: Clock = SYSTEM_CLOCK): { close(): void } {
-  let before = clock.wallMs() - clock.elapsedMs();
+export function watchClock(onJump: (jump: ClockJump) => void, clock: Clock = SYSTEM_CLOCK): { close(): void } {
+  const look = () => {
+    const elapsedMs = clock.elapsedMs();
+    return { wall: clock.wallMs() - elapsedMs, slept: elapsedMs - clock.timerMs() };
+  };
+  // From one look to the next: what is slewed does not add up to a jump.
+  let before = look();
   const timer = setInterval(() => {
-    const now = clock.wallMs() - clock.elapsedMs();
-    const byMs = now - before;
-    // Small steps add up: what is slewed is not taken for a jump later.
-    before = now;
-    if (Math.abs(byMs) >= JUMP_MS) onJump(byMs);
+    const after = look();
+    const jumped = (ms: number): number => (Math.abs(ms) >= JUMP_MS ? ms : 0);
+    const jump = { setByMs: jumped(after.wall - before.wall), sleptMs: jumped(after.slept - before.slept) };
+    before = after;
+    if (jump.setByMs !== 0 || jump.sleptMs !== 0) onJump(jump);
   }, LOOK_MS);
   timer.unref();
   return { close: () => clearInterval(timer) };

@@ -9,7 +9,7 @@ import type { ControlPlaneSettings } from './settings.js';
 export interface ProxyClockOptions {
   readonly log: Logger;
   readonly controller: ControlPlaneSettings;
-  /** The wall clock was set. */
+  /** The wall clock was set, or the machine slept. */
   onJump(): void;
 }
 
@@ -27,8 +27,8 @@ export class ProxyClock {
   constructor(options: ProxyClockOptions) {
     this.#options = options;
     this.#skew = new ClockSkew(options.log);
-    this.#watch = watchClock((byMs) => {
-      this.#skew.jumped(byMs);
+    this.#watch = watchClock((jump) => {
+      this.#skew.jumped(jump);
       options.onJump();
       void this.#ask(options.controller);
     });

@@ -145,6 +145,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
         pods,
         certificates,
         xds,
+        clock,
         state,
       },
       pending,

@@ -1,6 +1,6 @@
 /** Findings about the controller and about clocks: both take a connection to the controller. */
 import { type ClockOffset, roughly } from '../../mesh/clock.js';
-import { HARMFUL_SKEW_MS, isSkewed, skewText } from '../../mesh/clock-skew.js';
+import { HARMFUL_SKEW_MS, isSkewed } from '../../mesh/clock-skew.js';
 import { askTime, offsetByCertificate, type ServerTime } from '../../mesh/server-time.js';
 import { readRoots } from '../../proxy/control-plane.js';
 import { parseEndpoint } from '../../proxy/settings.js';
@@ -79,7 +79,8 @@ export function clockFinding(told: readonly Told[]): Finding {
   const hint =
     'set this clock or theirs (NTP, such as chrony): certificates and tokens are judged by it; nothing has to be restarted then';
   const list = told.map(
-    ({ of, offset }) => `${skewText(offset.offsetMs)} ${of} (to ${roughly(Math.max(1000, offset.uncertaintyMs))})`,
+    ({ of, offset }) =>
+      `${roughly(offset.offsetMs)} ${offset.offsetMs > 0 ? 'behind' : 'ahead of'} ${of} (to ${roughly(Math.max(1000, offset.uncertaintyMs))})`,
   );
   const skewed = told.filter(({ offset }) => isSkewed(offset));
   if (skewed.some(({ offset }) => Math.abs(offset.offsetMs) >= HARMFUL_SKEW_MS)) {

@@ -95,7 +95,7 @@ export function checkCertificate(
  */
 function authorityTime({ wallMs, offset }: Received, notBeforeMs: number, notAfterMs: number): number {
   // A Date has whole seconds: where the clocks agree, the one here is the finer one.
-  if (offset !== undefined && isSkewed(offset)) return wallMs + offset.offsetMs;
+  if (offset !== undefined) return isSkewed(offset) ? wallMs + offset.offsetMs : wallMs;
   return wallMs >= notBeforeMs && wallMs < notAfterMs ? wallMs : notBeforeMs;
 }
 

@@ -4,7 +4,7 @@
  * without a certificate being renewed too late, or used for too long. What it says besides is told.
  */
 import { Backoff } from '../../mesh/backoff.js';
-import { type Clock, SYSTEM_CLOCK } from '../../mesh/clock.js';
+import { type Clock, roughly, SYSTEM_CLOCK } from '../../mesh/clock.js';
 import { isRefusedForTime } from '../../mesh/clock-skew.js';
 import type { Logger } from '../../mesh/log.js';
 import type { CertificateBundle } from '../engine.js';
@@ -236,13 +236,25 @@ export class CertificateManager {
     return !this.#stopped && this.#entries.get(entry.identity) === entry;
   }
 
-  #install(entry: Entry, checked: CheckedCertificate): void {
-    const { chain, roots, notBeforeMs, notAfterMs, remainingMs } = checked;
+  /** @param endsAtMs by the clock that only goes on */
+  #install(entry: Entry, checked: CheckedCertificate, endsAtMs = this.#clock.elapsedMs() + checked.remainingMs): void {
+    const { chain, roots, notBeforeMs, notAfterMs } = checked;
+    const nowMs = this.#clock.elapsedMs();
+    const remainingMs = endsAtMs - nowMs;
     const aheadMs = notBeforeMs - this.#clock.wallMs();
-    if (aheadMs > 0 && entry.certificate !== undefined && this.#clock.wallMs() >= entry.certificate.notBeforeMs) {
-      throw new ClockSkewError(
-        `clock skew: by the clock here the certificate that was signed now is not valid for another ${Math.ceil(aheadMs / 1000)} s`,
-      );
+    const { certificate } = entry;
+    // What is valid here is not given up for what is not: the authority's clock may be the wrong one.
+    if (aheadMs > 0 && certificate !== undefined && certificate.notBeforeMs <= this.#clock.wallMs()) {
+      if (aheadMs > LONGEST_SKEW_RETRY_MS) {
+        throw new ClockSkewError(
+          `clock skew: by the clock here the certificate that was signed now is not valid for another ${roughly(aheadMs)}`,
+        );
+      }
+      if (certificate.endsAtMs - nowMs > aheadMs) {
+        clearTimeout(entry.renewal);
+        entry.renewal = timer(() => this.#installLater(entry, checked, endsAtMs), aheadMs + EARLY_MS);
+        return;
+      }
     }
     this.#options.sink.setCertificate(entry.identity, checked.bundle);
     this.counters.fetched++;
@@ -250,8 +262,6 @@ export class CertificateManager {
     const random = this.#options.random ?? Math.random;
     // Half of what remains, not of what the certificate says: it may be backdated by more than it lasts.
     const renewInMs = (remainingMs / 2) * (0.95 + 0.1 * random());
-    const nowMs = this.#clock.elapsedMs();
-    const endsAtMs = nowMs + remainingMs;
     entry.certificate = { chain, roots, notBeforeMs, notAfterMs, renewAtMs: nowMs + renewInMs, endsAtMs };
     entry.error = undefined;
     entry.backoff.reset();
@@ -274,6 +284,16 @@ export class CertificateManager {
         ? 'installed a certificate that is not valid yet by the clock here (clock skew); peers judge it by their own clocks'
         : 'installed a certificate',
     );
+  }
+
+  /** What had to wait until it was valid by the clock here. */
+  #installLater(entry: Entry, checked: CheckedCertificate, endsAtMs: number): void {
+    if (!this.#isCurrent(entry)) return;
+    try {
+      this.#install(entry, checked, endsAtMs);
+    } catch (error) {
+      this.#failed(entry, error as Error);
+    }
   }
 
   #failed(entry: Entry, error: Error): void {
