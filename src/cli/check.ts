@@ -48,7 +48,7 @@ async function check(options: CheckOptions): Promise<number> {
   if (process.geteuid?.() !== 0) {
     process.stderr.write(
       `ebbtide check must run as root, this is user ${process.geteuid?.()}: run it by sudo, or in the agent's container ` +
-        '(kubectl exec -n ebbtide-system daemonset/ebbtide-node -c agent -- ebbtide check)\n',
+        '(kubectl exec -n ebbtide-system daemonset/ebbtide-node -c agent -- node dist/main.js check)\n',
     );
     return CANNOT_CHECK;
   }
