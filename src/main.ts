@@ -13,6 +13,7 @@ if (major < 24) {
 
 const { Command } = await import('commander');
 const { agentCommand } = await import('./agent/command.js');
+const { checkCommand } = await import('./cli/check.js');
 const { demoCommand } = await import('./cli/demo.js');
 const { statusCommand } = await import('./cli/status.js');
 const { uninstallCommand } = await import('./cli/uninstall.js');
@@ -28,6 +29,7 @@ program.addCommand(controllerCommand());
 program.addCommand(agentCommand());
 program.addCommand(proxyCommand());
 program.addCommand(demoCommand());
+program.addCommand(checkCommand());
 program.addCommand(statusCommand());
 program.addCommand(uninstallCommand());
 await program.parseAsync();

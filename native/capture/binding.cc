@@ -7,6 +7,8 @@
 #include <memory>
 #include <optional>
 
+#include "binding_check.h"
+#include "binding_errors.h"
 #include "error.h"
 #include "netns.h"
 #include "node_capture.h"
@@ -15,23 +17,6 @@
 namespace ebbtide::capture {
 
 namespace {
-
-// The one boundary at which C++ errors become JavaScript's: Error with `errno` and `log`.
-template <typename Function>
-auto guarded(Napi::Env env, Function function) -> decltype(function()) {
-  try {
-    return function();
-  } catch (const CaptureError& error) {
-    Napi::Error thrown = Napi::Error::New(env, error.what());
-    thrown.Set("errno", Napi::Number::New(env, error.number));
-    thrown.Set("log", Napi::String::New(env, error.log));
-    throw thrown;
-  } catch (const Napi::Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    throw Napi::Error::New(env, error.what());
-  }
-}
 
 std::string text(const Napi::Object& object, const char* name) {
   Napi::Value value = object.Get(name);
@@ -306,6 +291,7 @@ static Napi::Object defineExports(Napi::Env env, Napi::Object exports) {
   exports.Set("netnsCookie", Napi::Function::New(env, netnsCookieNumber));
   exports.Set("closeFd", Napi::Function::New(env, closeDescriptor));
   exports.Set("removePins", Napi::Function::New(env, removeAllPins));
+  defineCheck(env, exports);
   return exports;
 }
 

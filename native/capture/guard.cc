@@ -49,6 +49,14 @@ bpf_tc_opts filter() {
   return options;
 }
 
+// First, because a network plugin's program that is already there accepts packets, and the rest is not run.
+Fd linkTcx(int program_fd, int interface_index) {
+  bpf_link_create_opts options{};
+  options.sz = sizeof(options);
+  options.flags = kBefore;
+  return Fd(bpf_link_create(program_fd, interface_index, kTcxIngress, &options));
+}
+
 // Whether the filter with our handle runs the program.
 bool classicAttached(int interface_index, uint32_t program_id) {
   bpf_tc_hook hook = ingressOf(interface_index);
@@ -56,7 +64,7 @@ bool classicAttached(int interface_index, uint32_t program_id) {
   return !bpf_tc_query(&hook, &options) && options.prog_id == program_id;
 }
 
-void attachClassic(const std::string& path, int interface_index, int program_fd) {
+void addFilter(int interface_index, int program_fd) {
   bpf_tc_hook hook = ingressOf(interface_index);
   int error = bpf_tc_hook_create(&hook);
   if (error && error != -EEXIST) throw CaptureError("making a clsact qdisc for the guard", -error);
@@ -64,6 +72,16 @@ void attachClassic(const std::string& path, int interface_index, int program_fd)
   options.prog_fd = program_fd;
   options.flags = BPF_TC_F_REPLACE;
   if ((error = bpf_tc_attach(&hook, &options))) throw CaptureError("attaching the guard by clsact", -error);
+}
+
+void removeFilter(int interface_index, const std::string& what) {
+  bpf_tc_hook hook = ingressOf(interface_index);
+  bpf_tc_opts options = filter();
+  if (int error = bpf_tc_detach(&hook, &options)) throw CaptureError("detaching " + what, -error);
+}
+
+void attachClassic(const std::string& path, int interface_index, int program_fd) {
+  addFilter(interface_index, program_fd);
   unpin(path);
   pin(program_fd, path);
 }
@@ -88,12 +106,7 @@ void attachGuard(const std::string& directory, int interface_index, int program_
     return updateLink(link.get(), program_fd, path);
   if (link) removeLink(path);
   if (kind == GuardKind::kAutomatic) {
-    // First, because a network plugin's program that is already there accepts packets, and the rest is not
-    // run.
-    bpf_link_create_opts options{};
-    options.sz = sizeof(options);
-    options.flags = kBefore;
-    Fd fresh(bpf_link_create(program_fd, interface_index, kTcxIngress, &options));
+    Fd fresh = linkTcx(program_fd, interface_index);
     if (fresh) return pin(fresh.get(), path);
     if (errno != EINVAL && errno != EOPNOTSUPP) throw CaptureError("attaching the guard by tcx", errno);
   }
@@ -103,9 +116,7 @@ void attachGuard(const std::string& directory, int interface_index, int program_
 void removeClassicGuard(const std::string& path, const std::string& name) {
   Fd program = openPin(path);
   if (!program || !classicAttached(indexOf(name), programId(program.get()))) return;
-  bpf_tc_hook hook = ingressOf(indexOf(name));
-  bpf_tc_opts options = filter();
-  if (int error = bpf_tc_detach(&hook, &options)) throw CaptureError("detaching the guard " + path, -error);
+  removeFilter(indexOf(name), "the guard " + path);
   // The qdisc stays: others may use it, it does nothing by itself, and it goes with the interface.
 }
 
@@ -148,6 +159,15 @@ void updateGuards(const std::string& directory, int program_fd) {
       updateLink(object.get(), program_fd, path);
     }
   }
+}
+
+void tryTcx(int program_fd, int interface_index) {
+  if (!linkTcx(program_fd, interface_index)) throw CaptureError("attaching a program by tcx", errno);
+}
+
+void tryClassic(int program_fd, int interface_index) {
+  addFilter(interface_index, program_fd);
+  removeFilter(interface_index, "a program by clsact");
 }
 
 }  // namespace ebbtide::capture

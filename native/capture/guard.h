@@ -23,4 +23,9 @@ bool isClassicGuardPin(const std::string& name);
 // Takes the tc filter down that the pinned program belongs to; the pin itself stays.
 void removeClassicGuard(const std::string& path, const std::string& name);
 
+// Attaches a program to an interface of the caller's network namespace in one of the two ways, and takes it
+// away again; what the kernel refuses is thrown. By clsact the qdisc stays behind.
+void tryTcx(int program_fd, int interface_index);
+void tryClassic(int program_fd, int interface_index);
+
 }  // namespace ebbtide::capture

@@ -6,6 +6,8 @@
 #include <linux/inet_diag.h>
 #include <linux/net_namespace.h>
 #include <linux/netlink.h>
+#include <linux/pkt_cls.h>
+#include <linux/pkt_sched.h>
 #include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
 #include <net/if.h>
@@ -133,7 +135,62 @@ Connection readConnection(const inet_diag_msg* message, uint64_t cookie) {
   return {tuple, message->idiag_state != TCP_SYN_SENT};
 }
 
+// Program of a tc filter of kind "bpf", 0 for others.
+uint32_t filterProgram(const nlmsghdr* message) {
+  auto* info = static_cast<const tcmsg*>(NLMSG_DATA(message));
+  bool is_bpf = false;
+  uint32_t program = 0;
+  int left = static_cast<int>(TCA_PAYLOAD(message));
+  for (auto* attribute = TCA_RTA(info); RTA_OK(attribute, left); attribute = RTA_NEXT(attribute, left)) {
+    if (attribute->rta_type == TCA_KIND)
+      is_bpf = !std::strcmp(static_cast<const char*>(RTA_DATA(attribute)), "bpf");
+    if ((attribute->rta_type & NLA_TYPE_MASK) != TCA_OPTIONS) continue;
+    int inner_left = static_cast<int>(RTA_PAYLOAD(attribute));
+    auto* inner = reinterpret_cast<const rtattr*>(RTA_DATA(attribute));
+    for (; RTA_OK(inner, inner_left); inner = RTA_NEXT(inner, inner_left))
+      if (inner->rta_type == TCA_BPF_ID) std::memcpy(&program, RTA_DATA(inner), sizeof(program));
+  }
+  return is_bpf ? program : 0;
+}
+
+std::vector<int> interfaceIndices(int netlink_fd) {
+  std::vector<int> indices;
+  struct {
+    nlmsghdr header;
+    ifinfomsg message;
+  } request{};
+  request.header = {sizeof(request), RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 4, 0};
+  ask(netlink_fd, &request, sizeof(request), true, "listing interfaces", [&](const nlmsghdr* message) {
+    if (message->nlmsg_type == RTM_NEWLINK)
+      indices.push_back(static_cast<const ifinfomsg*>(NLMSG_DATA(message))->ifi_index);
+  });
+  return indices;
+}
+
 }  // namespace
+
+std::vector<TcFilter> ingressFilters() {
+  std::vector<TcFilter> filters;
+  Fd fd = openNetlink(NETLINK_ROUTE);
+  for (int index : interfaceIndices(fd.get())) {
+    struct {
+      nlmsghdr header;
+      tcmsg message;
+    } request{};
+    request.header = {sizeof(request), RTM_GETTFILTER, NLM_F_REQUEST | NLM_F_DUMP, 5, 0};
+    request.message.tcm_family = AF_UNSPEC;
+    request.message.tcm_ifindex = index;
+    request.message.tcm_parent = TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS);
+    // Without a clsact qdisc the answer is an empty list.
+    ask(fd.get(), &request, sizeof(request), true, "listing tc filters", [&](const nlmsghdr* message) {
+      if (message->nlmsg_type != RTM_NEWTFILTER) return;
+      auto* info = static_cast<const tcmsg*>(NLMSG_DATA(message));
+      if (uint32_t program = filterProgram(message))
+        filters.push_back({index, TC_H_MAJ(info->tcm_info) >> 16, program});
+    });
+  }
+  return filters;
+}
 
 std::vector<PodInterface> podInterfaces(int netns_fd, int host_netns_fd) {
   std::vector<PodInterface> interfaces;

@@ -30,4 +30,14 @@ struct Connection {
 // TCP connections of the namespace in any state between SYN_SENT and CLOSING; the cookie is filled in.
 std::vector<Connection> openConnections(int netns_fd, uint64_t cookie);
 
+// A BPF filter at an interface's clsact ingress.
+struct TcFilter {
+  int interface_index = 0;
+  uint32_t priority = 0;
+  uint32_t program = 0;
+};
+
+// All of the caller's network namespace, interface by interface in the order in which they run.
+std::vector<TcFilter> ingressFilters();
+
 }  // namespace ebbtide::capture

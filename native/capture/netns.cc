@@ -69,6 +69,19 @@ uint64_t netnsCookie(int fd) {
   return cookie;
 }
 
+std::string readInNetns(int fd, const std::string& path) {
+  std::string text;
+  inNetns(fd, [&] {
+    Fd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!file) throw CaptureError("opening " + path + " in a network namespace", errno);
+    char part[4096];
+    ssize_t size = read(file.get(), part, sizeof(part));
+    if (size < 0) throw CaptureError("reading " + path + " in a network namespace", errno);
+    text.assign(part, static_cast<size_t>(size));
+  });
+  return text;
+}
+
 std::vector<Address> netnsAddresses(int fd) {
   std::vector<Address> addresses;
   inNetns(fd, [&] {

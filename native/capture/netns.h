@@ -21,6 +21,8 @@ uint64_t netnsInode(int fd);
 uint64_t netnsCookie(int fd);
 // All addresses of all interfaces, loopback's too.
 std::vector<Address> netnsAddresses(int fd);
+// Text of a file as it is inside: what is below /proc/sys/net belongs to a namespace.
+std::string readInNetns(int fd, const std::string& path);
 // Runs the function inside the namespace on a new thread and waits; its exception comes out here.
 void inNetns(int fd, const std::function<void()>& function);
 

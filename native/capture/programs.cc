@@ -60,9 +60,7 @@ void pinMaps(Skeleton* skeleton, const std::string& directory) {
 template <typename Skeleton, typename Prepare>
 std::unique_ptr<Skeleton, void (*)(Skeleton*)> load(const std::string& name, const std::string& directory,
                                                     Prepare prepare) {
-  static std::once_flag once;
-  std::call_once(once, [] { libbpf_set_print(collectLog); });
-  libbpf_log.clear();
+  collectLibbpfLog();
   std::unique_ptr<Skeleton, void (*)(Skeleton*)> skeleton(Skeleton::open(), Skeleton::destroy);
   if (!skeleton) fail("opening BPF object " + name, errno);
   pinMaps(skeleton.get(), directory);
@@ -78,6 +76,30 @@ Fd duplicate(int fd) {
 }
 
 }  // namespace
+
+std::vector<EmbeddedObject> embeddedObjects() {
+  std::vector<EmbeddedObject> objects;
+  auto add = [&](const char* name, const void* (*bytes)(size_t*)) {
+    size_t size = 0;
+    const void* data = bytes(&size);
+    objects.push_back({name, data, size});
+  };
+  add("capture", capture_bpf::elf_bytes);
+  add("steer", steer_bpf::elf_bytes);
+  add("guard", guard_bpf::elf_bytes);
+  add("hold", hold_bpf::elf_bytes);
+  return objects;
+}
+
+void collectLibbpfLog() {
+  static std::once_flag once;
+  std::call_once(once, [] { libbpf_set_print(collectLog); });
+  libbpf_log.clear();
+}
+
+const std::string& libbpfLog() {
+  return libbpf_log;
+}
 
 CapturePrograms loadCapture(const std::string& map_directory) {
   auto skeleton = load<capture_bpf>("capture", map_directory, [](capture_bpf*) {});

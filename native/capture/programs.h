@@ -42,6 +42,18 @@ struct CapturePrograms {
   HoldMaps hold_maps;
 };
 
+// A compiled BPF object as it is in the addon.
+struct EmbeddedObject {
+  const char* name;
+  const void* bytes;
+  size_t size;
+};
+std::vector<EmbeddedObject> embeddedObjects();
+
+// Collects what libbpf says on this thread, from here on; it is never printed.
+void collectLibbpfLog();
+const std::string& libbpfLog();
+
 // Loads the cgroup programs; maps are taken from `map_directory` (on a bpffs) or made and pinned there.
 CapturePrograms loadCapture(const std::string& map_directory);
 // Programs that hold new pods, against the same maps. They need the kernel's BTF and CAP_PERFMON.

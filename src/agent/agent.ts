@@ -1,5 +1,7 @@
 /** The node agent: pods of the API or of manifests in; pods captured by the kernel and told to the proxy out. */
 import { type Api, openApi } from '../mesh/api/index.js';
+import { watchClock } from '../mesh/clock.js';
+import { ClockSkew } from '../mesh/clock-skew.js';
 import type { HttpListener } from '../mesh/http.js';
 import type { Logger } from '../mesh/log.js';
 import { ActiveAgent, podsPending } from './active.js';
@@ -47,6 +49,8 @@ export class Agent {
   readonly #events: PodEvents | undefined;
   readonly #daemonSet: OwnDaemonSet | undefined;
   readonly #takeover: Takeover;
+  readonly #skew: ClockSkew;
+  #clock: { close(): void } | undefined;
   readonly #kubeletSearch: KubeletSearch | undefined;
   #kubelet: Kubelet | undefined;
   #soughtMs = Number.NEGATIVE_INFINITY;
@@ -67,10 +71,15 @@ export class Agent {
     this.#settings = settings;
     this.#log = log;
     const { manifests, kubeconfig, nodeName, ownPod, hostProc } = settings;
+    this.#skew = new ClockSkew(log);
     this.#progress = new Progress((ms) => this.#durations.push(ms / 1000));
     if (manifests === undefined) {
       this.#kubeletSearch = { proc: hostProc, port: settings.kubeletPort, nodeName };
-      this.#api = openApi({ kubeconfig, userAgent: 'ebbtide-agent' });
+      this.#api = openApi({
+        kubeconfig,
+        userAgent: 'ebbtide-agent',
+        onTime: (offset) => this.#skew.told('Kubernetes API', offset),
+      });
       this.#source = apiSource(this.#api, nodeName, log);
       this.#redirections = new Redirections(this.#api, log);
       this.#events = new PodEvents(this.#api, nodeName, log);
@@ -114,6 +123,7 @@ export class Agent {
       throw error;
     }
     this.#tick = setInterval(() => this.#look(), TICK_MS);
+    this.#clock = watchClock((jump) => this.#skew.jumped(jump));
   }
 
   /** What the agent still waits for; empty when it is ready. Once it was, pods that come later do not change that. */
@@ -287,6 +297,7 @@ export class Agent {
         holding: () => this.#active?.holding(),
         proxies: () => this.#active?.proxies ?? 0,
         active: () => this.#active !== undefined,
+        clockSkewMs: () => this.#skew.worstMs,
         sourceInOrder: () => this.#source.synced && this.#source.problems().length === 0,
         takeDurations: () => this.#durations.splice(0),
         counters: () => ({
@@ -303,6 +314,7 @@ export class Agent {
 
   async #stop(keep: boolean): Promise<void> {
     clearInterval(this.#tick);
+    this.#clock?.close();
     this.#takeover.stop();
     this.#source.stop();
     this.#redirections?.stop();

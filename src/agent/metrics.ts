@@ -15,6 +15,8 @@ export interface MetricSources {
   active(): boolean;
   /** Whether all that is read of the cluster was read and is being watched. */
   sourceInOrder(): boolean;
+  /** How far this machine's clock is behind that of the API server; 0 where they agree. */
+  clockSkewMs(): number;
   counters(): AgentCounters;
   /** Seconds that pods took to be enrolled, since the last call. */
   takeDurations(): readonly number[];
@@ -80,6 +82,11 @@ export class AgentMetrics {
     );
     gauge('source_in_order', 'Whether the Kubernetes API (or the manifests) was read and is being watched', () =>
       Number(sources.sourceInOrder()),
+    );
+    gauge(
+      'clock_skew_seconds',
+      'How far the clock is behind that of the Kubernetes API (negative: ahead), 0 below 5 s',
+      () => sources.clockSkewMs() / 1000,
     );
     counter('enrolment_retries_total', 'Tries to enrol a pod that failed', () => sources.counters().failedTries);
     counter(

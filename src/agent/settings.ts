@@ -3,6 +3,7 @@ import { existsSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import { EXCLUDED_NAMESPACES } from '../mesh/labels.js';
+import { AGENT_PORT } from '../mesh/ports.js';
 import { type HoldOptions, PIN_DIRECTORY_NAME } from './capture.js';
 import type { OwnPod } from './daemonset.js';
 import { checkCapabilities, checkCgroup, podsCgroup } from './machine.js';
@@ -73,8 +74,6 @@ export interface RawOptions {
 }
 
 const DEFAULT_ZDS_SOCKET = '/var/run/ztunnel/ztunnel.sock';
-/** Istio's node agent has its metrics there. */
-const DEFAULT_PORT = 15014;
 const DEFAULT_READY_PATIENCE_S = 30;
 
 /** Path of the status socket that belongs to a ZDS socket. */
@@ -144,7 +143,7 @@ export function addOptions(command: Command): Command {
     .addOption(
       new Option(
         '--port <port>',
-        `metrics and readiness over HTTP; "none" for none (default: ${DEFAULT_PORT}, none with --manifests)`,
+        `metrics and readiness over HTTP; "none" for none (default: ${AGENT_PORT}, none with --manifests)`,
       ).env('EBBTIDE_AGENT_PORT'),
     )
     .addOption(
@@ -257,7 +256,7 @@ export function clusterSettings(options: RawOptions, env: NodeJS.ProcessEnv): Cl
     hostNetns: options.hostNetns || undefined,
     kubeletPort: portOf('--kubelet-port', options.kubeletPort) ?? 0,
     hold: holdOf(options.hold ?? (byApi ? 'refuse' : 'off'), options.podCgroup),
-    port: portOf('--port', options.port || (byApi ? String(DEFAULT_PORT) : 'none')),
+    port: portOf('--port', options.port || (byApi ? String(AGENT_PORT) : 'none')),
     readyPatienceMs: Number(patience) * 1000,
     takeOver: options.takeOver ?? byApi,
     keep: options.keep ?? keepByEnv ?? (byApi ? undefined : false),

@@ -1,5 +1,7 @@
 /** The controller: objects in, resources and certificates out, on one TLS port. */
 import { Server } from '@grpc/grpc-js';
+import { watchClock } from '../mesh/clock.js';
+import { ClockSkew } from '../mesh/clock-skew.js';
 import type { Logger } from '../mesh/log.js';
 import type { Authority } from './authority.js';
 import type { Callers } from './callers.js';
@@ -194,6 +196,12 @@ async function start(
     log,
   );
   trust.onChange(() => own.renew());
+  // What a wrong clock signed would be refused by proxies until half of its life has passed.
+  const skew = new ClockSkew(log);
+  const clock = watchClock((jump) => {
+    skew.jumped(jump);
+    void own.renew();
+  });
   const server = new Server({ ...SERVER_OPTIONS, interceptors: [certificateGate({ log, callers })] });
   server.addService(discoveryService, { deltaAggregatedResources: xds.handle.bind(xds) });
   server.addService(certificateService, {
@@ -210,6 +218,7 @@ async function start(
     await source.close();
     folder?.close();
     own.close();
+    clock.close();
   };
   const { host } = settings.listen;
   const target = `${host.includes(':') ? `[${host}]` : host}:${settings.listen.port}`;
@@ -217,6 +226,7 @@ async function start(
     debounce.close();
     folder?.close();
     own.close();
+    clock.close();
     throw error;
   });
   log.info({ event: 'listening', address: host, port }, 'xDS and certificate authority are listening');

@@ -7,6 +7,8 @@ import type { ListenAddress } from './settings.js';
 
 const TTL_SECONDS = 86_400;
 const RETRY_MS = 60_000;
+/** An authority that is about to end cannot issue what lasts; it is not asked all the time. */
+const SHORTEST_MS = 250;
 
 /** Names under which proxies may know the controller: where it listens, the loopback, istiod's name and its own. */
 export function serverNames(listen: ListenAddress, clusterDomain: string, further: readonly string[] = []): string[] {
@@ -50,7 +52,8 @@ export async function renewingCredentials(
     current = { certificate: Buffer.from(issued.certificate), privateKey: Buffer.from(issued.privateKey) };
     for (const listener of listeners) listener(current);
     log.info({ event: 'server_certificate', names, notAfter: issued.notAfter.toISOString() }, 'issued own certificate');
-    schedule((issued.notAfter.getTime() - Date.now()) / 2);
+    const remainingMs = issued.notAfter.getTime() - Date.now();
+    schedule(remainingMs > 0 ? Math.max(SHORTEST_MS, remainingMs / 2) : RETRY_MS);
   };
   const renewOrRetry = (): Promise<void> =>
     renew().catch((error: unknown) => {

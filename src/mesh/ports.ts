@@ -8,5 +8,7 @@ export const ADMIN_PORT = 15000;
 export const METRICS_PORT = 15020;
 /** Readiness of the proxy. */
 export const READINESS_PORT = 15021;
+/** Metrics and readiness of the agent; Istio's node agent has its metrics there. */
+export const AGENT_PORT = 15014;
 /** xDS and certificate authority of the controller. */
 export const CONTROLLER_PORT = 15012;

@@ -6,6 +6,7 @@ import type { Logger } from '../mesh/log.js';
 import type { SeqpacketConnection } from '../mesh/seqpacket.js';
 import { AuthorityClient } from './certificates/authority-client.js';
 import { CertificateManager } from './certificates/manager.js';
+import { ProxyClock } from './clock.js';
 import type { Engine, EngineListener, EngineOptions } from './engine.js';
 import { type PodInfo, Pods } from './pods.js';
 import { type Servers, startServers } from './servers.js';
@@ -56,8 +57,19 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
       log.error({ event: 'engine_fault', ...fault }, 'something failed in the engine and was contained'),
   });
   const state = new MeshState(settings.nodeName);
+  const clock = new ProxyClock({
+    log,
+    controller: settings.xds,
+    onJump: () => {
+      certificates.clockJumped();
+      xds.retryNow();
+    },
+  });
   const certificates = new CertificateManager({
-    source: new AuthorityClient(settings.ca, settings.secretTtlSeconds),
+    source: new AuthorityClient(settings.ca, settings.secretTtlSeconds, {
+      onTime: (offset) => clock.told('certificate authority', offset),
+      onFailure: (error) => clock.failed(error, settings.ca),
+    }),
     sink: engine,
     log,
   });
@@ -74,6 +86,8 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
     apply: (delta) => engine.apply(delta),
     onApplied: () => pods.refreshIdentities(),
     onConnected: () => certificates.retryFailed(),
+    onTime: (offset) => clock.told('controller', offset),
+    onFailure: (error) => clock.failed(error, settings.xds),
     onSynced: () => {
       log.info({ event: 'xds_synced' }, 'received the state of the mesh');
       synced = true;
@@ -109,6 +123,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
   const stopNow = (): void => {
     if (stopped) return;
     stopped = true;
+    clock.stop();
     zds.stop();
     xds.stop();
     pods.stop();
@@ -130,6 +145,7 @@ export async function startProxy(options: ProxyOptions): Promise<RunningProxy> {
         pods,
         certificates,
         xds,
+        clock,
         state,
       },
       pending,

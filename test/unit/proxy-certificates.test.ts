@@ -100,7 +100,7 @@ describe('call to the certificate authority', () => {
     const now = Date.now();
     const [leaf = '', root = ''] = chain;
     const check = (elements: readonly string[], uri = A, privateKey = keys.privateKey, at = now): CheckedCertificate =>
-      checkCertificate(uri, elements, privateKey, at);
+      checkCertificate(uri, elements, privateKey, { wallMs: at });
     expect(check(chain).notAfterMs).toBeGreaterThan(now);
     expect(check([leaf, `${other.authority.bundle}${root}`]).roots).toHaveLength(2);
     expect(() => check([])).toThrow(/holds 0 certificates/);

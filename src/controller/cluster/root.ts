@@ -25,6 +25,8 @@ export interface ClusterRootOptions {
   readonly ttlSeconds: number;
   readonly times?: WatchedOptions<unknown>['times'];
   readonly now?: () => Date;
+  /** Whether the time is known to be right enough for a step of a rotation, which waits else. */
+  readonly clockIsRight?: () => boolean;
 }
 
 /** How often it is looked whether a step of a rotation is due. */
@@ -191,6 +193,7 @@ export class ClusterRoot {
   async #rotate(): Promise<void> {
     const texts = this.#texts;
     if (!this.#leading || texts?.name !== SELF_SIGNED_SECRET) return;
+    if (this.#options.clockIsRight?.() === false) return;
     try {
       const step = await nextStep(texts, this.#options.ttlSeconds, this.#now());
       if (step === undefined) return;

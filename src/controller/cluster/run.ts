@@ -1,5 +1,6 @@
 /** The controller of a cluster: its source, its trust, and what one replica of several writes. */
 import { type Api, openApi, type WatchedOptions } from '../../mesh/api/index.js';
+import { ClockSkew, HARMFUL_SKEW_MS } from '../../mesh/clock-skew.js';
 import type { Logger } from '../../mesh/log.js';
 import type { Authority } from '../authority.js';
 import { type RunningController, startController, type Trust } from '../controller.js';
@@ -36,10 +37,23 @@ export async function startClusterController(
   signal?: AbortSignal,
   times: ClusterTimes = {},
 ): Promise<ClusterController> {
-  const api: Api = openApi({ ...settings.access, userAgent: 'ebbtide-controller' });
+  const skew = new ClockSkew(log);
+  const api: Api = openApi({
+    ...settings.access,
+    userAgent: 'ebbtide-controller',
+    onTime: (offset) => skew.told('Kubernetes API', offset),
+  });
   const source = clusterSource(api, log, times.watch);
   const { namespace, ttlSeconds } = settings;
-  const root = new ClusterRoot({ api, namespace, log, ttlSeconds, times: times.watch });
+  const root = new ClusterRoot({
+    api,
+    namespace,
+    log,
+    ttlSeconds,
+    times: times.watch,
+    // A clock that is ahead would end the time in which both roots are trusted too early.
+    clockIsRight: () => Math.abs(skew.worstMs) < HARMFUL_SKEW_MS,
+  });
   const distribution = new RootDistribution({
     api,
     log,

@@ -1,6 +1,8 @@
 /** Requests to the Kubernetes API: JSON in, JSON out, each with an end in time. */
 import { Agent as HttpAgent, type IncomingMessage, request as requestHttp } from 'node:http';
 import { Agent as HttpsAgent, request as requestHttps } from 'node:https';
+import { type ClockOffset, now, offsetByDate } from '../clock.js';
+import { isRefusedForTime } from '../clock-skew.js';
 import { type Access, kubeconfigAccess, SERVICE_ACCOUNT_DIRECTORY, serviceAccountAccess } from './access.js';
 
 /** A request that failed: an answer of the server (`status` 400 and up), or none (`status` 0). */
@@ -29,6 +31,8 @@ export interface ApiOptions {
   /** Folder of `token`, `ca.crt` and `namespace`, instead of where Kubernetes mounts them. */
   readonly serviceAccountDirectory?: string | undefined;
   readonly userAgent?: string | undefined;
+  /** Told of each answer, for its Date: how far the server's clock is ahead. */
+  readonly onTime?: ((offset: ClockOffset | undefined) => void) | undefined;
 }
 
 export interface RequestOptions {
@@ -81,14 +85,16 @@ export function openApi(options: ApiOptions = {}): Api {
 class ApiClient implements Api {
   readonly #source;
   readonly #userAgent: string;
+  readonly #onTime: ApiOptions['onTime'];
   #agents = newAgents();
 
-  constructor({ kubeconfig, server, serviceAccountDirectory, userAgent }: ApiOptions) {
+  constructor({ kubeconfig, server, serviceAccountDirectory, userAgent, onTime }: ApiOptions) {
     this.#source =
       kubeconfig === undefined
         ? serviceAccountAccess(serviceAccountDirectory ?? SERVICE_ACCOUNT_DIRECTORY, server)
         : kubeconfigAccess(kubeconfig);
     this.#userAgent = userAgent ?? 'ebbtide';
+    this.#onTime = onTime;
   }
 
   get description(): string {
@@ -169,11 +175,15 @@ class ApiClient implements Api {
       ([, value]) => value !== undefined,
     );
     const agent = access.agent ?? (secure ? this.#agents.https : this.#agents.http);
+    const sent = now();
     return new Promise((resolve, reject) => {
       const request = (secure ? requestHttps : requestHttp)(
         url,
         { method, headers, signal, agent, ...Object.fromEntries(tls) },
-        resolve,
+        (response) => {
+          this.#onTime?.(offsetByDate(response.headers.date, sent, now()));
+          resolve(response);
+        },
       );
       request.on('error', reject);
       request.end(payload);
@@ -214,7 +224,10 @@ class ApiClient implements Api {
     if (signal?.aborted) return new ApiError(0, 'Aborted', `${what}: given up`);
     this.#renewConnections();
     if (timeout.aborted) return new ApiError(0, 'Timeout', `${what}: no whole answer within ${timeoutMs} ms`);
-    return new ApiError(0, 'Unreachable', `${what}: ${(error as Error).message}`);
+    const { message } = error as Error;
+    const skew = isRefusedForTime(message) ? ' (clock skew? by the clock of this machine it is ' : '';
+    const time = skew === '' ? '' : `${new Date().toISOString()})`;
+    return new ApiError(0, 'Unreachable', `${what}: ${message}${skew}${time}`);
   }
 
   /** Idle connections to a server that went away in silence would each cost a timeout: the next request begins with a new one. */

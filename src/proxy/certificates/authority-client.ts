@@ -1,5 +1,6 @@
 /** Calls to the certificate authority (IstioCertificateService). */
 import { type Client, status } from '@grpc/grpc-js';
+import { type Clock, type ClockOffset, now, offsetByDate, SYSTEM_CLOCK } from '../../mesh/clock.js';
 import { createCertificate } from '../../mesh/control-plane.js';
 import { callMetadata, openChannel, readRoots } from '../control-plane.js';
 import type { ControlPlaneSettings } from '../settings.js';
@@ -15,14 +16,24 @@ export interface CertificateSource {
   close(): void;
 }
 
+export interface AuthorityClientOptions {
+  /** Told how far the authority's clock is ahead, with each answer that says so. */
+  readonly onTime?: (offset: ClockOffset) => void;
+  /** Told of each call that failed. */
+  readonly onFailure?: (error: Error) => void;
+  readonly clock?: Clock;
+}
+
 export class AuthorityClient implements CertificateSource {
   readonly #settings: ControlPlaneSettings;
   readonly #ttlSeconds: number;
+  readonly #options: AuthorityClientOptions;
   #channel: { readonly client: Client; readonly roots: string | undefined } | undefined;
 
-  constructor(settings: ControlPlaneSettings, ttlSeconds: number) {
+  constructor(settings: ControlPlaneSettings, ttlSeconds: number, options: AuthorityClientOptions = {}) {
     this.#settings = settings;
     this.#ttlSeconds = ttlSeconds;
+    this.#options = options;
   }
 
   async fetch(identity: string): Promise<CheckedCertificate> {
@@ -35,10 +46,13 @@ export class AuthorityClient implements CertificateSource {
       metadata: { fields: { ImpersonatedIdentity: { stringValue: identity } } },
     };
     const metadata = callMetadata(this.#settings);
+    const { onTime, onFailure, clock = SYSTEM_CLOCK } = this.#options;
+    const sent = now(clock);
+    let offset: ClockOffset | undefined;
     const chain = await new Promise<readonly string[]>((resolve, reject) => {
       const { path, requestSerialize, responseDeserialize } = createCertificate;
       const deadline = Date.now() + DEADLINE_MS;
-      client.makeUnaryRequest(
+      const call = client.makeUnaryRequest(
         path,
         requestSerialize,
         responseDeserialize,
@@ -49,12 +63,17 @@ export class AuthorityClient implements CertificateSource {
           if (error !== null) {
             // A channel that does not connect may need the roots as they are now, or the name resolved anew.
             if (error.code === status.UNAVAILABLE) this.#drop(client);
+            onFailure?.(error);
             reject(error);
           } else resolve(answer?.certChain ?? []);
         },
       );
+      call.on('metadata', (told) => {
+        offset = offsetByDate(told.get('date')[0], sent, now(clock));
+        if (offset !== undefined) onTime?.(offset);
+      });
     });
-    return checkCertificate(identity, chain, keys.privateKey, Date.now());
+    return checkCertificate(identity, chain, keys.privateKey, { wallMs: clock.wallMs(), offset });
   }
 
   close(): void {

@@ -1,9 +1,15 @@
-/** Certificates of the identities that have pods on this node: fetched before first use, renewed at half life, kept while valid. */
+/**
+ * Certificates of the identities that have pods on this node: fetched before first use, renewed at half life, kept while valid.
+ * How long a certificate lasts is measured from when it came, by a clock that nobody sets: the wall clock may be wrong or jump
+ * without a certificate being renewed too late, or used for too long. What it says besides is told.
+ */
 import { Backoff } from '../../mesh/backoff.js';
+import { type Clock, roughly, SYSTEM_CLOCK } from '../../mesh/clock.js';
+import { isRefusedForTime } from '../../mesh/clock-skew.js';
 import type { Logger } from '../../mesh/log.js';
 import type { CertificateBundle } from '../engine.js';
 import type { CertificateSource } from './authority-client.js';
-import type { CheckedCertificate } from './check.js';
+import { type CheckedCertificate, ClockSkewError } from './check.js';
 
 /** Lower goes first. */
 const REAL_TIME = 0;
@@ -16,8 +22,13 @@ const BACKOFF = { initialMs: 200, maxMs: 15_000 };
 /** A retry before a certificate ends comes at the latest after this part of what remains of it. */
 const REMAINING_PART = 8;
 const SHORTEST_RETRY_MS = 200;
+/** By a wrong clock the authority is not asked more often; when it is set right, that is noticed at once. */
+const SKEW_RETRY_MS = 60_000;
+const LONGEST_SKEW_RETRY_MS = 900_000;
 /** Longest delay of a timer. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
+/** Timers and the clock are not of one kind, and may differ by this much. */
+const EARLY_MS = 50;
 
 /** What the manager does with certificates. */
 export interface CertificateSink {
@@ -36,11 +47,17 @@ export interface CertificateInfo {
   readonly error?: string;
 }
 
+interface Installed extends Pick<CheckedCertificate, 'chain' | 'roots' | 'notBeforeMs' | 'notAfterMs'> {
+  /** By the clock that only goes on. */
+  readonly renewAtMs: number;
+  readonly endsAtMs: number;
+}
+
 interface Entry {
   readonly identity: string;
   readonly pods: Set<string>;
   readonly backoff: Backoff;
-  certificate: Pick<CheckedCertificate, 'chain' | 'roots' | 'notAfterMs'> | undefined;
+  certificate: Installed | undefined;
   error: string | undefined;
   /** Waiting for its turn, with this priority. */
   queued: Priority | undefined;
@@ -55,10 +72,12 @@ export interface CertificateManagerOptions {
   readonly log: Logger;
   /** Uniform in [0, 1); a test gives its own. */
   readonly random?: () => number;
+  readonly clock?: Clock;
 }
 
 export class CertificateManager {
   readonly #options: CertificateManagerOptions;
+  readonly #clock: Clock;
   readonly #entries = new Map<string, Entry>();
   #running = 0;
   #stopped = false;
@@ -67,6 +86,7 @@ export class CertificateManager {
 
   constructor(options: CertificateManagerOptions) {
     this.#options = options;
+    this.#clock = options.clock ?? SYSTEM_CLOCK;
   }
 
   /** A pod of this identity is on the node. The same pod may say so again. */
@@ -118,6 +138,40 @@ export class CertificateManager {
       entry.backoff.reset();
       this.#enqueue(entry, entry.certificate === undefined ? REAL_TIME : REFRESH);
     }
+  }
+
+  /**
+   * The wall clock was set, or the machine slept. What failed for the time is tried again, and what has ended or is past its
+   * half by the clock as it is now is renewed; meanwhile it stays in use for as long as it lasts by the other clock.
+   */
+  clockJumped(): void {
+    const wallMs = this.#clock.wallMs();
+    for (const entry of this.#entries.values()) {
+      const { certificate } = entry;
+      if (certificate === undefined) continue;
+      if (this.#clock.elapsedMs() >= certificate.endsAtMs) {
+        this.#expired(entry);
+        continue;
+      }
+      const { notBeforeMs, notAfterMs } = certificate;
+      const state = wallMs < notBeforeMs ? 'is not valid yet' : wallMs >= notAfterMs ? 'has ended' : undefined;
+      if (state !== undefined) {
+        this.#options.log.warn(
+          {
+            event: 'certificate_out_of_time',
+            identity: entry.identity,
+            notBefore: new Date(notBeforeMs).toISOString(),
+            notAfter: new Date(notAfterMs).toISOString(),
+            hint: 'clock skew? It is asked for anew now; see the clock_jumped and clock_skew lines',
+          },
+          `by the clock as it was set now a certificate ${state}; it stays in use, its peers judge it by their own clocks`,
+        );
+      }
+      if (entry.error === undefined && (state !== undefined || wallMs > (notBeforeMs + notAfterMs) / 2)) {
+        this.#enqueue(entry, REFRESH);
+      }
+    }
+    this.retryFailed();
   }
 
   list(): CertificateInfo[] {
@@ -182,19 +236,37 @@ export class CertificateManager {
     return !this.#stopped && this.#entries.get(entry.identity) === entry;
   }
 
-  #install(entry: Entry, checked: CheckedCertificate): void {
+  /** @param endsAtMs by the clock that only goes on */
+  #install(entry: Entry, checked: CheckedCertificate, endsAtMs = this.#clock.elapsedMs() + checked.remainingMs): void {
+    const { chain, roots, notBeforeMs, notAfterMs } = checked;
+    const nowMs = this.#clock.elapsedMs();
+    const remainingMs = endsAtMs - nowMs;
+    const aheadMs = notBeforeMs - this.#clock.wallMs();
+    const { certificate } = entry;
+    // What is valid here is not given up for what is not: the authority's clock may be the wrong one.
+    if (aheadMs > 0 && certificate !== undefined && certificate.notBeforeMs <= this.#clock.wallMs()) {
+      if (aheadMs > LONGEST_SKEW_RETRY_MS) {
+        throw new ClockSkewError(
+          `clock skew: by the clock here the certificate that was signed now is not valid for another ${roughly(aheadMs)}`,
+        );
+      }
+      if (certificate.endsAtMs - nowMs > aheadMs) {
+        clearTimeout(entry.renewal);
+        entry.renewal = timer(() => this.#installLater(entry, checked, endsAtMs), aheadMs + EARLY_MS);
+        return;
+      }
+    }
     this.#options.sink.setCertificate(entry.identity, checked.bundle);
     this.counters.fetched++;
-    const { chain, roots, notAfterMs } = checked;
     const renewed = entry.certificate !== undefined;
-    entry.certificate = { chain, roots, notAfterMs };
-    entry.error = undefined;
-    entry.backoff.reset();
-    const remainingMs = notAfterMs - Date.now();
     const random = this.#options.random ?? Math.random;
     // Half of what remains, not of what the certificate says: it may be backdated by more than it lasts.
     const renewInMs = (remainingMs / 2) * (0.95 + 0.1 * random());
-    this.#arm(entry, renewInMs, REFRESH);
+    entry.certificate = { chain, roots, notBeforeMs, notAfterMs, renewAtMs: nowMs + renewInMs, endsAtMs };
+    entry.error = undefined;
+    entry.backoff.reset();
+    // It may be the authority's clock that is wrong, and peers refuse what it signed until then.
+    this.#arm(entry, aheadMs > 0 ? Math.min(renewInMs, skewRetryMs(aheadMs)) : renewInMs, REFRESH);
     clearTimeout(entry.expiry);
     entry.expiry = timer(() => this.#expired(entry), remainingMs);
     this.#options.log.info(
@@ -206,16 +278,30 @@ export class CertificateManager {
         renewInMs: Math.round(renewInMs),
         roots: roots.length,
         renewed,
+        ...(aheadMs > 0 ? { notValidForMs: Math.round(aheadMs) } : {}),
       },
-      'installed a certificate',
+      aheadMs > 0
+        ? 'installed a certificate that is not valid yet by the clock here (clock skew); peers judge it by their own clocks'
+        : 'installed a certificate',
     );
+  }
+
+  /** What had to wait until it was valid by the clock here. */
+  #installLater(entry: Entry, checked: CheckedCertificate, endsAtMs: number): void {
+    if (!this.#isCurrent(entry)) return;
+    try {
+      this.#install(entry, checked, endsAtMs);
+    } catch (error) {
+      this.#failed(entry, error as Error);
+    }
   }
 
   #failed(entry: Entry, error: Error): void {
     this.counters.failed++;
     entry.error = error.message;
     let delayMs = entry.backoff.next();
-    const remainingMs = entry.certificate === undefined ? 0 : entry.certificate.notAfterMs - Date.now();
+    const remainingMs = entry.certificate === undefined ? 0 : entry.certificate.endsAtMs - this.#clock.elapsedMs();
+    if (error instanceof ClockSkewError) delayMs = SKEW_RETRY_MS;
     if (remainingMs > 0) delayMs = Math.min(delayMs, Math.max(SHORTEST_RETRY_MS, remainingMs / REMAINING_PART));
     this.#arm(entry, delayMs, remainingMs > 0 ? REFRESH : REAL_TIME);
     this.#options.log.warn(
@@ -225,7 +311,7 @@ export class CertificateManager {
         error: error.message,
         retryInMs: Math.round(delayMs),
         ...(remainingMs > 0 ? { validForMs: Math.round(remainingMs) } : {}),
-        hint: 'check that the certificate authority (CA_ADDRESS) runs, and that AUTH_TOKEN is of the node this pod runs on',
+        hint: hintFor(error),
       },
       remainingMs > 0
         ? 'could not renew a certificate; the one at hand stays in use'
@@ -235,14 +321,29 @@ export class CertificateManager {
 
   #arm(entry: Entry, delayMs: number, priority: Priority): void {
     clearTimeout(entry.renewal);
-    entry.renewal = timer(() => this.#enqueue(entry, priority), delayMs);
+    entry.renewal = timer(() => this.#due(entry, priority), delayMs);
+  }
+
+  #due(entry: Entry, priority: Priority): void {
+    const { certificate, error } = entry;
+    const waitMs = (certificate?.renewAtMs ?? 0) - this.#clock.elapsedMs();
+    // A timer cannot be as long as some certificates live; and one that was not valid yet may be so by now.
+    if (error === undefined && certificate !== undefined && waitMs > EARLY_MS) {
+      const aheadMs = certificate.notBeforeMs - this.#clock.wallMs();
+      if (aheadMs <= 0) {
+        this.#arm(entry, waitMs, priority);
+        return;
+      }
+    }
+    this.#enqueue(entry, priority);
   }
 
   #expired(entry: Entry): void {
     if (!this.#isCurrent(entry) || entry.certificate === undefined) return;
-    if (entry.certificate.notAfterMs > Date.now()) {
+    const remainingMs = entry.certificate.endsAtMs - this.#clock.elapsedMs();
+    if (remainingMs > EARLY_MS) {
       // A timer cannot be as long as some certificates live.
-      entry.expiry = timer(() => this.#expired(entry), entry.certificate.notAfterMs - Date.now());
+      entry.expiry = timer(() => this.#expired(entry), remainingMs);
       return;
     }
     entry.certificate = undefined;
@@ -253,6 +354,16 @@ export class CertificateManager {
     );
     if (!entry.inFlight) this.#enqueue(entry, REAL_TIME);
   }
+}
+
+/** For how long to leave the authority alone whose certificates begin so much later by the clock here. */
+const skewRetryMs = (aheadMs: number): number => Math.max(SKEW_RETRY_MS, Math.min(aheadMs, LONGEST_SKEW_RETRY_MS));
+
+function hintFor(error: Error): string {
+  if (error instanceof ClockSkewError || isRefusedForTime(error.message)) {
+    return 'clock skew: see the clock_skew line; it is tried again as soon as the clock is set';
+  }
+  return 'check that the certificate authority (CA_ADDRESS) runs, and that AUTH_TOKEN is of the node this pod runs on';
 }
 
 function timer(callback: () => void, delayMs: number): NodeJS.Timeout {

@@ -189,7 +189,7 @@ export class Metrics {
   }
 
   #addControlPlane(): void {
-    const { xds, version } = this.#sources;
+    const { xds, version, clock } = this.#sources;
     const byUrl = (figures: Readonly<Record<string, number>>): Value[] =>
       Object.entries(figures).map(([url, value]) => ({ value, labels: { url } }));
     this.#counter(
@@ -206,6 +206,11 @@ export class Metrics {
       'ebbtide_xds_rejected_resources_total',
       'xDS resources that could not be used',
       () => xds.counters.rejectedResources,
+    );
+    this.#gauge(
+      'ebbtide_clock_skew_seconds',
+      'How far the clock is behind that of the control plane (negative: ahead), 0 below 5 s',
+      () => clock.skewMs / 1000,
     );
     this.#gauge('ebbtide_xds_connected', '1 while the controller is connected', () => Number(xds.connected));
     const build = new Gauge({

@@ -1,5 +1,6 @@
 /** What metrics and the config dump are made from; types only, so that neither is loaded before it is asked for. */
 import type { CertificateManager } from '../certificates/manager.js';
+import type { ProxyClock } from '../clock.js';
 import type { Engine } from '../engine.js';
 import type { Pods } from '../pods.js';
 import type { ProxySettings } from '../settings.js';
@@ -18,6 +19,7 @@ export interface MetricSources {
   readonly pods: Pick<Pods, 'active' | 'pending' | 'counters'>;
   readonly certificates: Pick<CertificateManager, 'list' | 'counters'>;
   readonly xds: Pick<XdsClient, 'counters' | 'connected'>;
+  readonly clock: Pick<ProxyClock, 'skewMs'>;
 }
 
 export interface DumpSources {

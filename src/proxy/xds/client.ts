@@ -1,6 +1,8 @@
 /** The delta xDS client: one stream for addresses and policies, opened again for ever, serving from the last state meanwhile. */
 import { type Client, type ClientDuplexStream, connectivityState, type ServiceError, status } from '@grpc/grpc-js';
 import { Backoff } from '../../mesh/backoff.js';
+import { type ClockOffset, now, offsetByDate } from '../../mesh/clock.js';
+import { isRefusedForTime } from '../../mesh/clock-skew.js';
 import { ADDRESS_TYPE, AUTHORIZATION_TYPE, deltaAggregatedResources, type TypeUrl } from '../../mesh/control-plane.js';
 import type { Logger } from '../../mesh/log.js';
 import { envoy } from '../../mesh/proto/generated.js';
@@ -52,6 +54,10 @@ export interface XdsClientOptions {
   onConnected?(): void;
   /** Both types have been answered for once: called at the first time only. */
   onSynced(): void;
+  /** Told how far the controller's clock is ahead, where it says so. */
+  onTime?(offset: ClockOffset): void;
+  /** The controller cannot be reached. */
+  onFailure?(error: Error): void;
 }
 
 export class XdsClient {
@@ -91,6 +97,14 @@ export class XdsClient {
     this.#open();
   }
 
+  /** What kept it from being connected may be gone: tries now instead of when it is due. */
+  retryNow(): void {
+    if (this.#stopped || this.#stream !== undefined) return;
+    clearTimeout(this.#timer);
+    this.#backoff.reset();
+    this.#open();
+  }
+
   stop(): void {
     this.#stopped = true;
     clearTimeout(this.#timer);
@@ -100,6 +114,7 @@ export class XdsClient {
   #open(): void {
     const { settings, log, node, state } = this.#options;
     let stream: Stream;
+    const sent = now();
     try {
       const roots = readRoots(settings.rootCa);
       const metadata = callMetadata(settings);
@@ -112,6 +127,10 @@ export class XdsClient {
     }
     this.#said = '';
     this.#stream = stream;
+    stream.on('metadata', (metadata) => {
+      const offset = offsetByDate(metadata.get('date')[0], sent, now());
+      if (offset !== undefined) this.#options.onTime?.(offset);
+    });
     stream.on('data', (bytes: Buffer) => {
       if (this.#stream === stream) this.#receive(stream, bytes);
     });
@@ -213,6 +232,7 @@ export class XdsClient {
       return;
     }
     this.#said = retryMs === undefined ? '' : (error?.message ?? '');
+    if (error !== undefined) this.#options.onFailure?.(error);
     const fields = { event: 'xds_disconnected', ...this.#address(), termination, retryInMs: Math.round(delayMs) };
     if (error === undefined) log.info(fields, 'the controller ended the stream; connecting again');
     else {
@@ -266,7 +286,10 @@ function classify(error: ServiceError, connected: boolean): Termination {
 export function hintFor(error: Error & { readonly code?: unknown }): string {
   const { code, message } = error;
   if (code === status.UNAUTHENTICATED) return 'check that AUTH_TOKEN is the token of this node and not expired';
-  if (/self.signed|unable to (get|verify)|certificate has expired|altnames/i.test(message)) {
+  if (isRefusedForTime(message)) {
+    return `clock skew? By the clock of this machine it is ${new Date().toISOString()}; see the clock_skew line, which tells whose clock is off`;
+  }
+  if (/self.signed|unable to (get|verify)|altnames/i.test(message)) {
     return 'check XDS_ROOT_CA and CA_ROOT_CA against the root that the controller wrote, and the host name it is called by';
   }
   if (/^cannot read|no PEM certificate|is empty$/.test(message)) return 'the file is read again at the next attempt';

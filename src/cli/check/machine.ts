@@ -1,0 +1,144 @@
+/** Findings about this process and the machine under it: rights, mounts, limits, settings. */
+import { existsSync, readFileSync, statSync } from 'node:fs';
+import { arch, release } from 'node:os';
+import type { Trial } from '../../agent/capture-check.js';
+import { checkCgroup, findCgroupRoot, isOnBpffs } from '../../agent/machine.js';
+import { type Finding, failed, notTried, ok, warning } from './finding.js';
+
+/** linux/capability.h; what each is for. SYS_ADMIN is taken for BPF and PERFMON by every kernel. */
+const CAPABILITIES = [
+  { name: 'CAP_NET_ADMIN', bit: 12n, use: 'attaching programs', needed: true },
+  { name: 'CAP_SYS_PTRACE', bit: 19n, use: 'opening network namespaces by the processes of pods', needed: false },
+  { name: 'CAP_SYS_ADMIN', bit: 21n, use: 'entering network namespaces', needed: true },
+  { name: 'CAP_PERFMON', bit: 38n, use: 'seeing new pods at tracepoints', needed: false },
+  { name: 'CAP_BPF', bit: 39n, use: 'loading programs', needed: true },
+] as const;
+const SYS_ADMIN = 1n << 21n;
+const BY_SYS_ADMIN: readonly string[] = ['CAP_BPF', 'CAP_PERFMON'];
+
+const BTF_PATH = '/sys/kernel/btf/vmlinux';
+/** Of each captured connection the proxy holds two sockets; nine tenths of the limit are for them (native/engine). */
+const PER_CONNECTION = 2;
+const PART_FOR_CONNECTIONS = 0.9;
+const FEW_DESCRIPTORS = 65_536;
+const TOO_FEW_DESCRIPTORS = 1024;
+
+export const kernelFinding = (): Finding => ok('KERNEL_RELEASE', `Linux ${release()}, ${arch()}`);
+
+/** @param status text of /proc/self/status */
+export function capabilityFinding(status = readFileSync('/proc/self/status', 'utf8')): Finding {
+  const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)/m.exec(status)?.[1] ?? '0'}`);
+  const admin = (effective & SYS_ADMIN) !== 0n;
+  const missing = CAPABILITIES.filter(
+    ({ name, bit }) => (effective & (1n << bit)) === 0n && !(admin && BY_SYS_ADMIN.includes(name)),
+  );
+  if (missing.length === 0) return ok('CAPABILITIES', CAPABILITIES.map(({ name }) => name).join(', '));
+  const list = missing.map(({ name, use }) => `${name} (${use})`).join(', ');
+  const hint = 'run it as root, or add the capabilities to the container';
+  return missing.some(({ needed }) => needed)
+    ? failed('CAPABILITIES', `this process lacks ${list}`, hint)
+    : warning('CAPABILITIES', `this process lacks ${list}`, hint);
+}
+
+/**
+ * Where programs would be attached.
+ * @param asked --cgroup
+ * @param mounts text of /proc/self/mounts
+ */
+export function cgroupFinding(
+  asked: string | undefined,
+  mounts = readFileSync('/proc/self/mounts', 'utf8'),
+): { readonly finding: Finding; readonly path: string | undefined } {
+  const v1 = mounts.split('\n').some((line) => line.split(' ')[2] === 'cgroup');
+  const kind = v1 ? 'a hybrid host: cgroup v1 for resources, cgroup2 beside it' : 'a host of cgroup v2';
+  try {
+    const path = asked ?? findCgroupRoot();
+    checkCgroup(path);
+    return { finding: ok('CGROUP_ROOT', `${path}, ${kind}${asked === undefined ? '' : ', as asked'}`), path };
+  } catch (error) {
+    const hint =
+      asked === undefined ? 'mount cgroup2, or name a directory of it with --cgroup' : 'name a directory of cgroup2';
+    return { finding: failed('CGROUP_ROOT', (error as Error).message, hint), path: undefined };
+  }
+}
+
+/** @param trial of pinning there, where it is a bpffs */
+export function bpffsFinding(path: string, trial: Trial | undefined): Finding {
+  if (!isBpffs(path)) {
+    return warning(
+      'BPFFS',
+      `${path} is no bpffs`,
+      'the agent mounts one where it may; with the DaemonSet the host has one at /sys/fs/bpf (mount -t bpf bpf /sys/fs/bpf)',
+    );
+  }
+  if (trial === undefined) return notTried('BPFFS', `${path} is a bpffs; nothing was pinned`);
+  if (trial.errno !== 0) return failed('BPFFS', trial.message, `make ${path} writable for this process`);
+  return ok('BPFFS', `${path}, pinned and unpinned`);
+}
+
+export function isBpffs(path: string): boolean {
+  try {
+    return existsSync(path) && isOnBpffs(path);
+  } catch {
+    return false;
+  }
+}
+
+export function btfFinding(path = BTF_PATH): Finding {
+  try {
+    readFileSync(path).subarray(0, 1);
+    return ok('BTF', `${path}, ${Math.round(statSync(path).size / 1024)} KiB`);
+  } catch (error) {
+    return warning(
+      'BTF',
+      (error as Error).message,
+      'new pods cannot be held without it (see HOLD): use a kernel with CONFIG_DEBUG_INFO_BTF=y, as distributions have',
+    );
+  }
+}
+
+/** @param limits text of /proc/self/limits */
+export function descriptorFinding(limits = readFileSync('/proc/self/limits', 'utf8')): Finding {
+  const [, , hard = ''] = /^Max open files\s+(\S+)\s+(\S+)/m.exec(limits) ?? [];
+  const limit = hard === 'unlimited' ? Number.POSITIVE_INFINITY : Number(hard);
+  if (Number.isNaN(limit) || hard === '') return notTried('DESCRIPTORS', 'no limit is told in /proc/self/limits');
+  const connections = Math.floor((limit * PART_FOR_CONNECTIONS) / PER_CONNECTION);
+  const seen = `hard limit ${hard}: room for ${connections} connections of all pods of the node at once`;
+  const hint = 'raise it where the container runtime is started (LimitNOFILE), the proxy takes what it may';
+  if (limit < TOO_FEW_DESCRIPTORS) return failed('DESCRIPTORS', seen, hint);
+  return limit < FEW_DESCRIPTORS ? warning('DESCRIPTORS', seen, hint) : ok('DESCRIPTORS', seen);
+}
+
+/** @param read gives the text of a file below /proc/sys, undefined where there is none */
+export function settingFindings(read: (name: string) => string | undefined = readSetting): Finding[] {
+  const jit = read('net/core/bpf_jit_enable');
+  const unprivileged = read('kernel/unprivileged_bpf_disabled');
+  return [
+    jit === undefined
+      ? notTried('BPF_JIT', 'there is no net.core.bpf_jit_enable here')
+      : jit === '0'
+        ? warning(
+            'BPF_JIT',
+            'net.core.bpf_jit_enable is 0: programs are interpreted, each connection and packet costs more',
+            'sysctl -w net.core.bpf_jit_enable=1',
+          )
+        : ok('BPF_JIT', `net.core.bpf_jit_enable is ${jit}`),
+    unprivileged === undefined
+      ? notTried('UNPRIVILEGED_BPF', 'there is no kernel.unprivileged_bpf_disabled here')
+      : unprivileged === '0'
+        ? warning(
+            'UNPRIVILEGED_BPF',
+            'kernel.unprivileged_bpf_disabled is 0: any process of any pod may load some kinds of programs',
+            'sysctl -w kernel.unprivileged_bpf_disabled=2',
+          )
+        : ok('UNPRIVILEGED_BPF', `kernel.unprivileged_bpf_disabled is ${unprivileged}`),
+  ];
+}
+
+function readSetting(name: string): string | undefined {
+  try {
+    return readFileSync(`/proc/sys/${name}`, 'utf8').trim();
+  } catch {
+    return undefined;
+  }
+}
