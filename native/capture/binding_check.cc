@@ -5,7 +5,7 @@
 
 #include "attached.h"
 #include "binding_errors.h"
-#include "features.h"
+#include "kernel_features.h"
 #include "netns.h"
 
 namespace ebbtide::capture {

@@ -1,6 +1,6 @@
 // Objects are opened with all but one map or program switched off, so that each failure has a name. Maps are
 // made small for the programs' trials, and in full size once.
-#include "features.h"
+#include "kernel_features.h"
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
