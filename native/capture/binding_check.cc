@@ -1,4 +1,4 @@
-// Values of features.h and attached.h as JavaScript's. No logic here.
+// Values of kernel_features.h and attached.h as JavaScript's. No logic here.
 #include "binding_check.h"
 
 #include <capture.h>

@@ -1,4 +1,4 @@
-// What JavaScript sees of features.h and attached.h.
+// What JavaScript sees of kernel_features.h and attached.h.
 #pragma once
 
 #include <napi.h>
