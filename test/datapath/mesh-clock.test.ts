@@ -35,10 +35,10 @@ describe('a wrong clock', () => {
   afterAll(() => made?.lab.close());
 
   /** As libfaketime takes it: seconds. */
-  const set = (seconds: number): void => writeFileSync(offset, `${seconds < 0 ? '' : '+'}${seconds}s\n`);
-  const env = (): NodeJS.ProcessEnv => ({
+  const set = (seconds: number, file = offset): void => writeFileSync(file, `${seconds < 0 ? '' : '+'}${seconds}s\n`);
+  const env = (file = offset): NodeJS.ProcessEnv => ({
     LD_PRELOAD: FAKETIME,
-    FAKETIME_TIMESTAMP_FILE: offset,
+    FAKETIME_TIMESTAMP_FILE: file,
     FAKETIME_CACHE_DURATION: '1',
     FAKETIME_DONT_FAKE_MONOTONIC: '1',
   });
@@ -130,7 +130,9 @@ describe('a wrong clock', () => {
   it('of the controller: what it signed a day ahead is replaced once its clock is set right', async () => {
     const { controller, ground } = made.lab;
     await controller?.stop('SIGKILL');
-    set(86_400);
+    // The proxy has the clock of the tests before.
+    const own = `${offset}-controller`;
+    set(86_400, own);
     const data = join(ground.directory, 'data');
     const root = readFileSync(join(data, 'root-cert.pem'), 'utf8');
     const argv = [process.execPath, EBBTIDE, 'controller', '--manifests', join(ground.directory, 'manifests')];
@@ -138,11 +140,11 @@ describe('a wrong clock', () => {
     const place = { netns: ground.netnsPath('control'), cgroup: ground.subgroup('control') };
     const file = join(ground.directory, 'logs/controller-ahead.log');
     const from = log().length;
-    const ahead = await LabProcess.start('controller ahead', place, argv, { log: file, env: env() });
+    const ahead = await LabProcess.start('controller ahead', place, argv, { log: file, env: env(own) });
     try {
       // Both say it: nobody knows whose clock is the wrong one.
       await said(from, /clock skew: this machine is 24 h behind, by the clock of the controller/);
-      set(0);
+      set(0, own);
       await waitFor('the controller to notice', async () => /"event":"clock_jumped"/.test(readFileSync(file, 'utf8')));
       await said(from, /"event":"clock_skew_gone"/);
       await waitFor('the proxy to be connected', async () => /xds_connected/.test(log().slice(from)), {
