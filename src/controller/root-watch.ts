@@ -6,7 +6,8 @@ import { X509Certificate } from 'node:crypto';
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Logger } from '../mesh/log.js';
-import { CERTIFICATES_FILE, KEY_FILE, type Root, rereadRoot, splitPem } from './root.js';
+import { splitPem } from '../mesh/pem.js';
+import { CERTIFICATES_FILE, KEY_FILE, type Root, rereadRoot } from './root.js';
 
 /** Two looks of the same state are what tells a finished write from one that goes on. */
 const LOOK_MS = 500;

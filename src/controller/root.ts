@@ -4,6 +4,7 @@ import { createPrivateKey, createPublicKey, randomBytes, webcrypto, X509Certific
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import * as x509 from '@peculiar/x509';
+import { splitPem } from '../mesh/pem.js';
 import { ensurePrivateDirectory, writeFileAtomic } from './files.js';
 
 x509.cryptoProvider.set(webcrypto as Crypto);
@@ -39,11 +40,6 @@ export function randomSerial(): string {
   const bytes = randomBytes(16);
   bytes[0] = ((bytes[0] ?? 0) & 0x7f) | 0x40;
   return bytes.toString('hex');
-}
-
-/** Every certificate of a PEM text, in order. */
-export function splitPem(text: string): string[] {
-  return text.match(/-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----/g) ?? [];
 }
 
 /**

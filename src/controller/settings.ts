@@ -6,6 +6,7 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import { type ApiOptions, SERVICE_ACCOUNT_DIRECTORY } from '../mesh/api/index.js';
+import { parseDuration } from '../mesh/duration.js';
 import { DEFAULT_TRUST_DOMAIN } from '../mesh/identity.js';
 import { ROOT_NAMESPACE } from '../mesh/labels.js';
 import { CONTROLLER_PORT } from '../mesh/ports.js';
@@ -134,7 +135,7 @@ export function readSettings(options: RawOptions): ControllerSettings {
   };
   const serve: ServeSettings = {
     listen: parseListen(options.listen),
-    ttlSeconds: parseDuration('ttl', options.ttl),
+    ttlSeconds: parseTtl(options.ttl),
     trustDomain: name('trust-domain', options.trustDomain),
     clusterDomain: name('cluster-domain', options.clusterDomain),
     clusterId: name('cluster-id', options.clusterId),
@@ -197,16 +198,21 @@ export function parseListen(text: string): ListenAddress {
   return { host, port };
 }
 
-const SECONDS: Readonly<Record<string, number>> = { s: 1, m: 60, h: 3600, d: 86_400 };
 /** Istio's MAX_WORKLOAD_CERT_TTL. */
 const MAX_TTL_SECONDS = 90 * 86_400;
 
-/** Parses `30s`, `10m`, `24h`, `1d` to seconds. */
-export function parseDuration(flag: string, text: string): number {
-  const match = /^(\d+)([smhd])$/.exec(text);
-  const seconds = Number(match?.[1]) * (SECONDS[match?.[2] ?? ''] ?? Number.NaN);
-  if (!(seconds >= 1 && seconds <= MAX_TTL_SECONDS)) {
-    throw new Error(`--${flag} ${JSON.stringify(text)}: expected a duration from 1s to 90d, such as 24h, 30m or 30s`);
+/** Parses the lifetime of certificates, whose dates have whole seconds. @returns seconds */
+export function parseTtl(text: string): number {
+  let seconds = Number.NaN;
+  try {
+    seconds = parseDuration(text) / 1000;
+  } catch {
+    // Told below, with what is expected here.
+  }
+  if (!(Number.isInteger(seconds) && seconds >= 1 && seconds <= MAX_TTL_SECONDS)) {
+    throw new Error(
+      `--ttl ${JSON.stringify(text)}: expected a duration of whole seconds from 1s to 90d, such as 24h, 30m or 30s`,
+    );
   }
   return seconds;
 }

@@ -1,6 +1,7 @@
 /** What the proxy can be told: its environment, read and checked in this one place. */
 import { isIP } from 'node:net';
 import { availableParallelism } from 'node:os';
+import { parseDuration } from '../mesh/duration.js';
 import { fallbackOf, type VariableName } from './variables.js';
 
 /** A control plane endpoint. */
@@ -199,28 +200,6 @@ export function parseEndpoint(text: string): Endpoint {
     throw new Error('expected HOST:PORT or https://HOST:PORT, such as 10.0.0.1:15012 or [::1]:15012');
   }
   return { host, port };
-}
-
-const UNITS: ReadonlyMap<string, number> = new Map([
-  ['ms', 1],
-  ['s', 1000],
-  ['m', 60_000],
-  ['h', 3_600_000],
-  ['d', 86_400_000],
-]);
-const LONGEST_MS = 10 * 365 * 86_400_000;
-
-/** Parses `24h`, `1h30m`, `250ms`; a bare number is seconds. @returns milliseconds */
-export function parseDuration(text: string): number {
-  let sum = 0;
-  if (/^\d{1,12}$/.test(text)) sum = Number(text) * 1000;
-  else if (/^(\d{1,12}(ms|s|m|h|d))+$/.test(text)) {
-    for (const [, digits = '', unit = ''] of text.matchAll(/(\d+)(ms|s|m|h|d)/g)) {
-      sum += Number(digits) * (UNITS.get(unit) ?? Number.NaN);
-    }
-  }
-  if (!(sum > 0 && sum <= LONGEST_MS)) throw new Error('expected a duration such as 24h, 1h30m, 30s or 250ms');
-  return sum;
 }
 
 /** Parses ZTUNNEL_WORKER_THREADS. @param processors what 0 and percentages refer to */

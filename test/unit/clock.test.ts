@@ -9,6 +9,7 @@ import { askTime, offsetByCertificate } from '../../src/mesh/server-time.ts';
 import { type CheckedCertificate, ClockSkewError, checkCertificate } from '../../src/proxy/certificates/check.ts';
 import { makeCsr, newKey } from '../../src/proxy/certificates/csr.ts';
 import { CertificateManager } from '../../src/proxy/certificates/manager.ts';
+import { timeHint } from '../../src/proxy/token-times.ts';
 import { Peer } from './proxy-peer.ts';
 
 const HOUR = 3_600_000;
@@ -312,5 +313,18 @@ describe('the time of a server', () => {
     expect(isRefusedForTime('14 UNAVAILABLE: Last error: Error: certificate is not yet valid.')).toBe(true);
     expect(isRefusedForTime('certificate has expired')).toBe(true);
     expect(isRefusedForTime('self-signed certificate')).toBe(false);
+  });
+});
+
+describe('a bearer token that was refused', () => {
+  const token = (claims: object): string => `h.${Buffer.from(JSON.stringify(claims)).toString('base64url')}.s`;
+  it('is told of by its times, where they say something', () => {
+    const nowS = START / 1000;
+    expect(timeHint(token({ exp: nowS - 60, iat: nowS - 3600 }), START)).toMatch(/ended at .*, or clock skew$/);
+    expect(timeHint(token({ exp: nowS + 3600, nbf: nowS + 60 }), START)).toMatch(/not valid before .*: clock skew$/);
+    expect(timeHint(token({ exp: nowS + 3600, iat: nowS - 60 }), START)).toBe('');
+    for (const none of ['', 'a-node-token', 'a.b.c', 'h.bm90IGpzb24.s', token({ exp: 'soon' })]) {
+      expect(timeHint(none, START), none).toBe('');
+    }
   });
 });

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { parseDuration, parseEndpoint, parseWorkers, readSettings } from '../../src/proxy/settings.ts';
+import { parseDuration } from '../../src/mesh/duration.ts';
+import { parseEndpoint, parseWorkers, readSettings } from '../../src/proxy/settings.ts';
 import { describeVariables, VARIABLES } from '../../src/proxy/variables.ts';
 
 describe('settings of the proxy', () => {

@@ -125,7 +125,12 @@ export class ClusterCallers implements Callers {
       throw new Unavailable(`cannot have a token reviewed: ${(error as Error).message}`);
     }
     const { authenticated, error, audiences, user } = review.status ?? {};
-    if (authenticated !== true) return `the API does not know the token${error ? `: ${error.slice(0, 200)}` : ''}`;
+    if (authenticated !== true) {
+      const time = /expired|not valid yet|not yet valid|before/i.test(error ?? '')
+        ? ' (the kubelet renews tokens: clock skew of that node or of the API server?)'
+        : '';
+      return `the API does not know the token${error ? `: ${error.slice(0, 200)}${time}` : ''}`;
+    }
     // An API server that knows nothing of audiences would accept any token; it does not name ours then.
     if (audiences?.includes(AUDIENCE) !== true) return `the token is not of audience ${AUDIENCE}`;
     const match = USERNAME.exec(user?.username ?? '');

@@ -2,7 +2,8 @@
 import 'reflect-metadata';
 import { createPrivateKey, createPublicKey, type KeyObject, webcrypto, X509Certificate } from 'node:crypto';
 import * as x509 from '@peculiar/x509';
-import { ECDSA_P256, type Root, type SigningAlgorithm, selfSign, splitPem } from '../root.js';
+import { splitPem } from '../../mesh/pem.js';
+import { ECDSA_P256, type Root, type SigningAlgorithm, selfSign } from '../root.js';
 
 /** The Secret of a root that the controller made itself, and its type. */
 export const SELF_SIGNED_SECRET = 'istio-ca-secret';

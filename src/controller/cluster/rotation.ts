@@ -3,7 +3,7 @@
  * trusted, then it signs, then the old one is dropped, with time between the steps for every proxy to have followed.
  */
 import { X509Certificate } from 'node:crypto';
-import { splitPem } from '../root.js';
+import { splitPem } from '../../mesh/pem.js';
 import { makeRoot, type SecretTexts, selfSignedData } from './root-secret.js';
 
 /** Annotation on the Secret: where a rotation is, and since when. */

@@ -6,9 +6,10 @@ import { isRefusedForTime } from '../../mesh/clock-skew.js';
 import { ADDRESS_TYPE, AUTHORIZATION_TYPE, deltaAggregatedResources, type TypeUrl } from '../../mesh/control-plane.js';
 import type { Logger } from '../../mesh/log.js';
 import { envoy } from '../../mesh/proto/generated.js';
-import { callMetadata, openChannel, readRoots } from '../control-plane.js';
+import { callMetadata, openChannel, readRoots, readToken } from '../control-plane.js';
 import type { StateDelta } from '../engine.js';
 import type { ControlPlaneSettings } from '../settings.js';
+import { timeHint } from '../token-times.js';
 import type { MeshState } from './mesh-state.js';
 
 type Request = envoy.service.discovery.v3.DeltaDiscoveryRequest.$Properties;
@@ -237,7 +238,7 @@ export class XdsClient {
     if (error === undefined) log.info(fields, 'the controller ended the stream; connecting again');
     else {
       log.warn(
-        { ...fields, error: error.message, hint: hintFor(error) },
+        { ...fields, error: error.message, hint: hintFor(error, this.#options.settings.authToken) },
         wasConnected
           ? 'lost the controller; serving from the last state'
           : this.#synced.size > 0
@@ -282,10 +283,21 @@ function classify(error: ServiceError, connected: boolean): Termination {
   return 'Error';
 }
 
+/** What to do where the control plane does not know the bearer token. */
+export function refusedTokenHint(authToken: string): string {
+  let time = '';
+  try {
+    time = timeHint(readToken(authToken) ?? '', Date.now());
+  } catch {
+    // It cannot be read any more.
+  }
+  return `check that AUTH_TOKEN is the token of this node and not expired${time === '' ? '' : `; ${time}`}`;
+}
+
 /** What an operator can do about a failed call. */
-export function hintFor(error: Error & { readonly code?: unknown }): string {
+export function hintFor(error: Error & { readonly code?: unknown }, authToken: string): string {
   const { code, message } = error;
-  if (code === status.UNAUTHENTICATED) return 'check that AUTH_TOKEN is the token of this node and not expired';
+  if (code === status.UNAUTHENTICATED) return refusedTokenHint(authToken);
   if (isRefusedForTime(message)) {
     return `clock skew? By the clock of this machine it is ${new Date().toISOString()}; see the clock_skew line, which tells whose clock is off`;
   }
