@@ -14,6 +14,7 @@ export interface RunOptions {
   /** Default 30 s; the process group is killed then. */
   readonly timeoutMs?: number;
   readonly env?: NodeJS.ProcessEnv;
+  readonly cwd?: string;
 }
 
 const TIMED_OUT = 124;
@@ -26,6 +27,7 @@ export function run(argv: readonly string[], options: RunOptions = {}): Promise<
     const child = spawn(program, args, {
       detached: true,
       stdio: 'pipe',
+      ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
       env: options.env === undefined ? process.env : { ...process.env, ...options.env },
     });
     const stdout: Buffer[] = [];
