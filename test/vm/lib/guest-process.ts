@@ -12,6 +12,7 @@ export class GuestProcess {
   stdout = '';
   stderr = '';
   readonly #send: (type: number, payload?: Buffer) => void;
+  readonly #onOutput: (text: string) => void;
   readonly #decoders = [new TextDecoder(), new TextDecoder()] as const;
   #resolveEnded: (code: number) => void = () => {};
   #rejectEnded: (error: Error) => void = () => {};
@@ -20,8 +21,9 @@ export class GuestProcess {
   #code: number | undefined;
   #open = 2;
 
-  constructor(send: (type: number, payload?: Buffer) => void) {
+  constructor(send: (type: number, payload?: Buffer) => void, onOutput: (text: string) => void = () => {}) {
     this.#send = send;
+    this.#onOutput = onOutput;
     this.ended = new Promise((resolve, reject) => {
       this.#resolveEnded = resolve;
       this.#rejectEnded = reject;
@@ -82,8 +84,8 @@ export class GuestProcess {
 
   /** For the guest. */
   receive({ type, payload }: Frame): void {
-    if (type === FromGuest.output) this.stdout += this.#decoders[0].decode(payload, { stream: true });
-    if (type === FromGuest.errors) this.stderr += this.#decoders[1].decode(payload, { stream: true });
+    if (type === FromGuest.output) this.stdout += this.#text(0, payload);
+    if (type === FromGuest.errors) this.stderr += this.#text(1, payload);
     if (type === FromGuest.outputEnd || type === FromGuest.errorsEnd) this.#open--;
     if (type === FromGuest.exit) {
       const status = payload.readUInt32LE(0);
@@ -96,6 +98,12 @@ export class GuestProcess {
       this.#resolveClosed();
     }
     for (const wake of this.#waiting.splice(0)) wake();
+  }
+
+  #text(stream: 0 | 1, payload: Buffer): string {
+    const text = this.#decoders[stream].decode(payload, { stream: true });
+    this.#onOutput(text);
+    return text;
   }
 
   /** For the guest: it is gone. */

@@ -12,7 +12,7 @@ import { encodeCommand, encodeFrame, FrameReader, ToGuest } from './frames.ts';
 import { GuestProcess } from './guest-process.ts';
 import { checkoutImage, packagesImage, stateDisk, userlandImage } from './images.ts';
 import { buildInit, findKernel, initialDisk, type Kernel, type KernelName } from './kernels.ts';
-import { makePlace, removePlace } from './place.ts';
+import { keepsPlaces, makePlace, removePlace } from './place.ts';
 import {
   type Accelerator,
   connectTo,
@@ -59,6 +59,8 @@ export interface GuestRunOptions {
   readonly env?: Readonly<Record<string, string>>;
   /** Default /ebbtide. */
   readonly cwd?: string;
+  /** Called with what it says, as it says it. */
+  readonly onOutput?: (text: string) => void;
 }
 
 /** Software emulation of a busy machine: half a minute is not unheard of. */
@@ -156,11 +158,15 @@ export class Guest {
   }
 
   /** Starts a command that goes on beside others. */
-  start(command: readonly string[] | string, options: Pick<GuestRunOptions, 'env' | 'cwd'> = {}): GuestProcess {
+  start(
+    command: readonly string[] | string,
+    options: Pick<GuestRunOptions, 'env' | 'cwd' | 'onOutput'> = {},
+  ): GuestProcess {
     if (this.#over !== undefined || !this.#socket) throw new Error(this.#over ?? 'the guest has not booted');
     const argv = typeof command === 'string' ? ['bash', '-c', command] : command;
     const id = ++this.#lastId;
-    const process = new GuestProcess((type, payload) => this.#socket?.write(encodeFrame(id, type, payload)));
+    const send = (type: number, payload?: Buffer): void => void this.#socket?.write(encodeFrame(id, type, payload));
+    const process = new GuestProcess(send, options.onOutput);
     this.#processes.set(id, process);
     process.closed.then(
       () => this.#processes.delete(id),
@@ -215,7 +221,8 @@ export class Guest {
     await endProcess(this.#qemu);
     this.#socket?.destroy();
     this.#monitor?.close();
-    removePlace(this.directory);
+    if (keepsPlaces()) process.stderr.write(`kept: ${this.directory} (console, disks)\n`);
+    else removePlace(this.directory);
   }
 
   #lives(): boolean {

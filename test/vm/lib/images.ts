@@ -1,10 +1,9 @@
 /** File systems for guests: the machine's Debian userland, the checkout with its packages, and disks that keep state. */
-import { createHash, randomUUID } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import {
   existsSync,
   lstatSync,
   mkdirSync,
-  mkdtempSync,
   readdirSync,
   readFileSync,
   readlinkSync,
@@ -19,7 +18,7 @@ import {
 import { join } from 'node:path';
 import { must, run } from '../../../src/lab/exec.ts';
 import { packageClosure, packageFiles } from './debian.ts';
-import { CHECKOUT, cacheDirectory } from './place.ts';
+import { CHECKOUT, cacheDirectory, makePlace, removePlace } from './place.ts';
 
 /** What the tests of a guest need. Everything else comes as a dependency. */
 const PACKAGES = [
@@ -50,26 +49,39 @@ async function stage(files: readonly string[], from: string, to: string): Promis
   if (copied.code !== 0) throw new Error(`copying files for a guest: ${copied.stderr.slice(0, 2000)}`);
 }
 
-/** An ext4 file system with the content of a directory. Written beside and moved, so that no half one is ever seen. */
+/**
+ * An ext4 file system with what is put into a directory. Written elsewhere and moved, so that no half one is ever seen.
+ * @param fill puts the content in
+ */
+async function makeImage(file: string, fill: (directory: string) => Promise<void>): Promise<void> {
+  // On the cache's file system, for hard links.
+  const place = makePlace(cacheDirectory());
+  try {
+    const directory = join(place, 'root');
+    mkdirSync(directory);
+    await fill(directory);
+    await imageOf(directory, join(place, 'image'));
+    renameSync(join(place, 'image'), file);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EXDEV') throw error;
+    await must(['cp', '--sparse=always', join(place, 'image'), file]);
+  } finally {
+    removePlace(place);
+  }
+}
+
 async function imageOf(directory: string, file: string): Promise<void> {
   const size = Number((await must(['du', '-sm', '--apparent-size', directory], { timeoutMs: 120_000 })).split('\t')[0]);
   const inodes = (await must(['find', directory, '-printf', '.'], { timeoutMs: 120_000 })).length;
-  const partial = `${file}.${randomUUID()}`;
   const megabytes = Math.ceil(size * 1.1 + inodes / 200 + 16);
-  try {
-    rmSync(partial, { force: true });
-    await must(
-      // Without a journal, a reserve and resizing: nobody ever writes to it.
-      [
-        ...['mke2fs', '-q', '-F', '-t', 'ext4', '-O', '^has_journal,^resize_inode', '-m', '0', '-b', '4096'],
-        ...['-N', `${inodes + 64}`, '-d', directory, partial, `${megabytes}M`],
-      ],
-      { timeoutMs: 600_000 },
-    );
-    renameSync(partial, file);
-  } finally {
-    rmSync(partial, { force: true });
-  }
+  await must(
+    // Without a journal, a reserve and resizing: nobody ever writes to it.
+    [
+      ...['mke2fs', '-q', '-F', '-t', 'ext4', '-O', '^has_journal,^resize_inode', '-m', '0', '-b', '4096'],
+      ...['-N', `${inodes + 64}`, '-d', directory, file, `${megabytes}M`],
+    ],
+    { timeoutMs: 600_000 },
+  );
 }
 
 const making = new Map<string, Promise<string>>();
@@ -92,13 +104,7 @@ async function make(prefix: string, file: string, fill: (directory: string) => P
     const other = statSync(join(cache, name), { throwIfNoEntry: false });
     if (other && Date.now() - other.mtimeMs > UNUSED_MS) rmSync(join(cache, name), { force: true });
   }
-  const directory = mkdtempSync(join(cache, `.${prefix}-`));
-  try {
-    await fill(directory);
-    await imageOf(directory, file);
-  } finally {
-    rmSync(directory, { recursive: true, force: true });
-  }
+  await makeImage(file, fill);
   return file;
 }
 
@@ -155,9 +161,8 @@ export function packagesImage(): Promise<string> {
 }
 
 /** Sources and everything that was built, as they are now. */
-export async function checkoutImage(file: string): Promise<void> {
-  const directory = mkdtempSync(join(cacheDirectory(), '.checkout-'));
-  try {
+export function checkoutImage(file: string): Promise<void> {
+  return makeImage(file, async (directory) => {
     const listed = await must(['git', '-C', CHECKOUT, 'ls-files', '-co', '--exclude-standard', '-z']);
     const built = await must(
       [
@@ -174,10 +179,7 @@ export async function checkoutImage(file: string): Promise<void> {
       input: files.map((each) => `${each}\0`).join(''),
       cwd: CHECKOUT,
     });
-    await imageOf(directory, file);
-  } finally {
-    rmSync(directory, { recursive: true, force: true });
-  }
+  });
 }
 
 /** A disk that keeps what is written to it over power cuts: ext4 with a journal. Made where the file is not there. */

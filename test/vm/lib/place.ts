@@ -19,9 +19,18 @@ export function cacheDirectory(env: NodeJS.ProcessEnv = process.env): string {
 const PREFIX = 'ebbtide-vm-';
 const OWNER = 'owner';
 
-/** A directory for one guest or one wire, which {@link sweepPlaces} removes when this process is gone. */
-export function makePlace(): string {
-  const directory = mkdtempSync(join(tmpdir(), PREFIX));
+/** Whether what guests had is to stay for somebody to look at. */
+export function keepsPlaces(env: NodeJS.ProcessEnv = process.env): boolean {
+  return Boolean(env.EBBTIDE_VM_KEEP);
+}
+
+/**
+ * A directory for one guest, one wire or one image that is being made, which {@link sweepPlaces} removes when this process is
+ * gone.
+ * @param parent default: where temporary files are
+ */
+export function makePlace(parent: string = tmpdir()): string {
+  const directory = mkdtempSync(join(parent, PREFIX));
   writeFileSync(join(directory, OWNER), `${process.pid} ${startTime(process.pid)}\n`);
   return directory;
 }
@@ -32,11 +41,13 @@ export function removePlace(directory: string): void {
 
 /** Removes the directories of processes that are gone. Their guests went with them. */
 export function sweepPlaces(): void {
-  for (const name of readdirSync(tmpdir()).filter((each) => each.startsWith(PREFIX))) {
-    const file = join(tmpdir(), name, OWNER);
-    if (!existsSync(file)) continue;
-    const [pid, started] = readFileSync(file, 'utf8').trim().split(' ');
-    if (started !== undefined && startTime(Number(pid)) !== started) removePlace(join(tmpdir(), name));
+  for (const parent of [tmpdir(), cacheDirectory()]) {
+    for (const name of readdirSync(parent).filter((each) => each.startsWith(PREFIX))) {
+      const file = join(parent, name, OWNER);
+      if (!existsSync(file)) continue;
+      const [pid, started] = readFileSync(file, 'utf8').trim().split(' ');
+      if (started !== undefined && startTime(Number(pid)) !== started) removePlace(join(parent, name));
+    }
   }
 }
 
