@@ -266,7 +266,7 @@ describe('the capture', () => {
 });
 
 describe('bpf/capture.h', () => {
-  it('has the same layout for BPF and C++', () => {
+  it('has the same layout for BPF and C++', (context) => {
     const object = new URL('../../bpf/build/capture.bpf.o', import.meta.url).pathname;
     const { types } = JSON.parse(run('bpftool', '-j', 'btf', 'dump', 'file', object)) as {
       types: { kind: string; name: string; size: number; members?: { name: string; bits_offset: number }[] }[];
@@ -291,6 +291,8 @@ describe('bpf/capture.h', () => {
       input: source,
       encoding: 'utf8',
     });
+    // In a guest, where nothing is built.
+    if (result.error && 'code' in result.error && result.error.code === 'ENOENT') context.skip('there is no g++ here');
     expect(result.stderr).toBe('');
     expect(result.status).toBe(0);
   });

@@ -81,4 +81,18 @@ describe('the BPF programs', () => {
     const [major = 0, minor = 0] = guest.kernel.release.split('.').map(Number);
     expect(byTcx, 'tcx is there from Linux 6.6 on').toBe(major > 6 || (major === 6 && minor >= 6));
   });
+
+  it('need BTF to hold new pods, which is said, and capture without it where nothing is held', async () => {
+    const load = (hold: string) =>
+      guest.run(`echo | node --import ./test/lib/typescript.ts test/vm/programs/load-all.ts tcx ${hold}`);
+    await guest.must('mount -t tmpfs none /sys/kernel/btf');
+    try {
+      const held = await load('hold');
+      expect(held.code).not.toBe(0);
+      expect(held.stderr).toMatch(/loading BPF object hold: .*this kernel has no BTF .*--hold off/);
+      expect(await load('off')).toMatchObject({ code: 0, stdout: expect.stringContaining('"guard":"attached"') });
+    } finally {
+      await guest.must('umount /sys/kernel/btf');
+    }
+  });
 });

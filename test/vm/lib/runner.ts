@@ -121,6 +121,8 @@ export class Runner {
       const inner = test.meta?.inner;
       passed += inner?.passed ?? (test.status === 'passed' ? 1 : 0);
       failed += test.status === 'failed' ? Math.max(1, inner?.failed ?? 1) : 0;
+      if (inner)
+        this.#options.say(`  ${test.fullName}: ${inner.passed} passed, ${inner.failed} failed, ${inner.seconds} s`);
       if (test.status === 'failed') failures.push(`${test.fullName}\n${test.failureMessages?.join('\n') ?? ''}`);
     }
     for (const file of report.testResults) {

@@ -29,6 +29,8 @@ export interface InnerCounts {
   readonly passed: number;
   readonly failed: number;
   readonly skipped: number;
+  /** How long the file took in the guest. */
+  readonly seconds: number;
 }
 
 declare module 'vitest' {
@@ -72,7 +74,8 @@ export function runInGuest(title: string, files: readonly string[], options: Par
         if (found === undefined) throw new Error(`${file} was not run to its end in the guest: ${said}`);
         const count = (status: string) => found.assertionResults.filter((each) => each.status === status).length;
         const inner = { passed: count('passed'), failed: count('failed'), skipped: found.assertionResults.length };
-        context.task.meta.inner = { ...inner, skipped: inner.skipped - inner.passed - inner.failed };
+        const seconds = Math.round((found.endTime - found.startTime) / 1000);
+        context.task.meta.inner = { ...inner, skipped: inner.skipped - inner.passed - inner.failed, seconds };
         const failures = found.assertionResults.filter((each) => each.status === 'failed');
         const texts = failures.map((each) => `${each.fullName}\n${each.failureMessages?.join('\n') ?? ''}`);
         if (found.status !== 'passed') throw new Error([found.message, ...texts].filter((each) => each).join('\n\n'));
