@@ -2,13 +2,10 @@
  * `npm run test:vm [-- --kernel NAME] [--group NAME] [--keep] [--verbose]`: every group of tests in guests, a file of this
  * folder each, on every kernel, two guests' worth at a time; then a table of kernels and groups.
  */
-import { rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { packagesImage, userlandImage } from './lib/images.ts';
 import { findKernel, isKernelCached, KERNELS, type Kernel, type KernelName } from './lib/kernels.ts';
-import { HARNESS, sweepPlaces } from './lib/place.ts';
+import { HARNESS, makePlace, removePlace, sweepPlaces } from './lib/place.ts';
 import { printReport } from './lib/report.ts';
 import { findGroups, type Outcome, Runner } from './lib/runner.ts';
 
@@ -65,7 +62,7 @@ for (const name of (values.kernel as KernelName[] | undefined) ?? KERNELS) {
 await userlandImage(say);
 await packagesImage();
 
-const results = join(tmpdir(), `ebbtide-vm-results-${process.pid}`);
+const results = makePlace();
 const runner = new Runner({ results, keep: values.keep, verbose: values.verbose, say });
 let interrupted = false;
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
@@ -85,7 +82,7 @@ try {
   };
   await Promise.all(Array.from({ length: jobs }, work));
 } finally {
-  rmSync(results, { recursive: true, force: true });
+  removePlace(results);
   if (!values.keep) sweepPlaces();
 }
 const failed = printReport(kernels, values.group ?? groups, outcomes, (performance.now() - started) / 1000);

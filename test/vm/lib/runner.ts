@@ -1,6 +1,6 @@
 /** Runs groups of tests, each a vitest of its own with one kernel, and reads what became of them. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { killGroup } from '../../../src/lab/exec.ts';
 import type { KernelName } from './kernels.ts';
@@ -65,7 +65,6 @@ export class Runner {
 
   constructor(options: RunnerOptions) {
     this.#options = options;
-    mkdirSync(options.results, { recursive: true });
   }
 
   async run(kernel: KernelName, group: string): Promise<Outcome> {
@@ -74,7 +73,8 @@ export class Runner {
     const argv = ['run', '--project', 'vm', `test/vm/${group}.test.ts`];
     const reporters = ['--reporter=json', `--outputFile.json=${file}`, ...(verbose ? ['--reporter=default'] : [])];
     const started = performance.now();
-    const child = spawn(join(CHECKOUT, 'node_modules/.bin/vitest'), [...argv, ...reporters], {
+    const vitest = ['--pdeathsig', 'KILL', join(CHECKOUT, 'node_modules/.bin/vitest'), ...argv, ...reporters];
+    const child = spawn('setpriv', vitest, {
       cwd: CHECKOUT,
       // A process group of its own: ^C of the terminal is ours, to end guests in order.
       detached: true,
