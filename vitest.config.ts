@@ -1,4 +1,5 @@
 import { defineConfig } from 'vitest/config';
+import { patient } from './src/lab/wait.ts';
 
 // Unit tests run side by side. Datapath tests share one kernel, its processors and the wire between nodes: one file at a
 // time, after the unit tests. Everything is plain `describe/it`; what a test needs it imports.
@@ -31,8 +32,9 @@ export default defineConfig({
           include: ['test/datapath/**/*.test.ts'],
           globalSetup: ['./test/lib/sweep.ts'],
           pool: 'forks',
-          testTimeout: 60_000,
-          hookTimeout: 90_000,
+          testTimeout: patient(60_000),
+          hookTimeout: patient(90_000),
+          expect: { poll: { timeout: patient(1000) } },
           fileParallelism: false,
           sequence: { groupOrder: 2 },
         },
@@ -58,6 +60,17 @@ export default defineConfig({
           hookTimeout: 600_000,
           fileParallelism: false,
           sequence: { groupOrder: 4 },
+        },
+      },
+      {
+        test: {
+          name: 'vm',
+          include: ['test/vm/**/*.test.ts'],
+          pool: 'forks',
+          testTimeout: 300_000,
+          hookTimeout: 600_000,
+          fileParallelism: false,
+          sequence: { groupOrder: 5 },
         },
       },
     ],

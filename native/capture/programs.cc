@@ -43,6 +43,12 @@ int collectLog(libbpf_print_level level, const char* format, va_list arguments) 
   if (error == EPERM) hint = "CAP_BPF and CAP_NET_ADMIN are needed";
   if (error == EINVAL)
     hint = "the log tells which feature this kernel lacks; Linux 5.15 is the oldest supported";
+  // What libbpf says where it finds none.
+  if (error == ESRCH)
+    hint =
+        "this kernel has no BTF (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF), without which new pods "
+        "cannot "
+        "be held; use a kernel that has it, or --hold off: then pods talk in clear until they are captured";
   throw CaptureError(tried, error, hint, libbpf_log);
 }
 

@@ -1,5 +1,6 @@
 /** Runs commands of the system to their end, with a deadline, and says what failed and how. */
 import { spawn } from 'node:child_process';
+import { patient } from './wait.js';
 
 /** What a command that ended said. */
 export interface Finished {
@@ -11,9 +12,10 @@ export interface Finished {
 
 export interface RunOptions {
   readonly input?: string | Buffer;
-  /** Default 30 s; the process group is killed then. */
+  /** Default 30 s, {@link patient} applied to it; the process group is killed then. */
   readonly timeoutMs?: number;
   readonly env?: NodeJS.ProcessEnv;
+  readonly cwd?: string;
 }
 
 const TIMED_OUT = 124;
@@ -26,15 +28,19 @@ export function run(argv: readonly string[], options: RunOptions = {}): Promise<
     const child = spawn(program, args, {
       detached: true,
       stdio: 'pipe',
+      ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
       env: options.env === undefined ? process.env : { ...process.env, ...options.env },
     });
     const stdout: Buffer[] = [];
     const stderr: Buffer[] = [];
     let timedOut = false;
-    const timer = setTimeout(() => {
-      timedOut = true;
-      if (child.pid !== undefined) killGroup(child.pid, 'SIGKILL');
-    }, options.timeoutMs ?? 30_000);
+    const timer = setTimeout(
+      () => {
+        timedOut = true;
+        if (child.pid !== undefined) killGroup(child.pid, 'SIGKILL');
+      },
+      patient(options.timeoutMs ?? 30_000),
+    );
     child.stdout.on('data', (chunk: Buffer) => stdout.push(chunk));
     child.stderr.on('data', (chunk: Buffer) => stderr.push(chunk));
     child.on('error', (error) => {

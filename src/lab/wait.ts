@@ -3,11 +3,22 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 export { sleep };
 
+/**
+ * How much longer than on an idle machine everything may take, by EBBTIDE_LAB_PATIENCE (default 1): in a virtual machine
+ * without hardware support a program runs twenty times slower.
+ */
+const PATIENCE = Math.max(1, Number(process.env.EBBTIDE_LAB_PATIENCE) || 1);
+
+/** An upper limit in milliseconds, by the machine that this runs on. */
+export function patient(ms: number): number {
+  return ms * PATIENCE;
+}
+
 /** Thrown by a condition that can never become true any more: ends the waiting at once. */
 export class Hopeless extends Error {}
 
 export interface WaitOptions {
-  /** Default 20 s. */
+  /** Default 20 s; {@link patient} is applied to it. */
   readonly timeoutMs?: number;
   /** Pause between two looks, default 50 ms. */
   readonly intervalMs?: number;
@@ -25,7 +36,7 @@ export async function waitFor<T>(
   condition: () => Promise<T | undefined | false> | T | undefined | false,
   options: WaitOptions = {},
 ): Promise<T> {
-  const timeoutMs = options.timeoutMs ?? 20_000;
+  const timeoutMs = patient(options.timeoutMs ?? 20_000);
   const deadline = performance.now() + timeoutMs;
   let lastError = '';
   for (;;) {

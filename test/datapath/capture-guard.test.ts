@@ -2,6 +2,7 @@
 
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { Capture } from '../../src/agent/capture.ts';
+import { patient } from '../../src/lab/wait.ts';
 import { CaptureLab, type LabPod, OUTSIDE, type Peer, run } from './capture/lab.ts';
 
 for (const classicGuard of [false, true]) {
@@ -25,13 +26,13 @@ for (const classicGuard of [false, true]) {
     }
 
     async function seen(method: string): Promise<number> {
-      const sniffer = await lab.startOutside('sniff', '4242', '700');
+      const sniffer = await lab.startOutside('sniff', '4242', `${500 + patient(250)}`);
       const result = pod.run('raw', method, '10.231.0.2', OUTSIDE.ip4, '4242', 'eth0', mac());
       expect(result.sent).toBe(3);
       return (await sniffer.next((line) => 'seen' in line)).seen as number;
     }
 
-    it('stops hand-made connections of every kind, which left before', async () => {
+    it('stops hand-made connections of every kind, which left before', { timeout: patient(30_000) }, async () => {
       for (const method of ['tcp', 'header', 'packet', 'bypass']) expect(await seen(method)).toBe(3);
       capture.activate(pod.pod);
       expect(capture.status()[0]?.guard).toBe('attached');
@@ -39,7 +40,7 @@ for (const classicGuard of [false, true]) {
       expect(capture.status()[0]?.guardDrops).toBe(12n);
       capture.release(pod.pod.uid);
       expect(await seen('bypass')).toBe(3);
-    }, 30_000);
+    });
 
     it('lets the proxy dial out, and answer what was steered to it', async () => {
       capture.activate(pod.pod);

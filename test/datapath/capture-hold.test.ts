@@ -6,6 +6,7 @@
 import { spawn } from 'node:child_process';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { Capture, HeldPod, HoldOptions } from '../../src/agent/capture.ts';
+import { patient } from '../../src/lab/wait.ts';
 import {
   bpfObjects,
   CaptureLab,
@@ -156,7 +157,7 @@ describe('a new pod', () => {
 
   /** Callers from the outside that begin before the pod exists. */
   async function hammer(): Promise<Peer[]> {
-    return await Promise.all(POD.map((address) => lab.startOutside('hammer', address, '8080', '15000')));
+    return await Promise.all(POD.map((address) => lab.startOutside('hammer', address, '8080', `${patient(15_000)}`)));
   }
 
   async function answers(callers: readonly Peer[]): Promise<string[]> {
@@ -166,7 +167,9 @@ describe('a new pod', () => {
   }
 
   for (const driver of ['cgroupfs', 'systemd'] as const) {
-    it(`of the mesh connects in its first instruction, and all of it goes to the proxy (${driver})`, async () => {
+    it(`of the mesh connects in its first instruction, and all of it goes to the proxy (${driver})`, {
+      timeout: patient(60_000),
+    }, async () => {
       const server = await lab.startOutside('serve', '::', '80');
       const seen = await watch();
       capture = open();
@@ -205,15 +208,17 @@ describe('a new pod', () => {
       const after = held(uid);
       expect(after).toMatchObject({ held: false, refusedConnects: 0, delayedConnects: ways.length * 2 });
       expect(after.heldMs).toBeGreaterThan(LATE_MS);
-      expect(after.heldMs).toBeLessThan(captured + 500);
+      expect(after.heldMs).toBeLessThan(captured + patient(500));
       console.log(
         `${driver}: held ${after.heldMs.toFixed(0)} ms; connects finished at most ${Math.max(...delays)} ms after the capture`,
       );
-    }, 60_000);
+    });
   }
 
   for (const protocol of ['TCP', 'MPTCP'] as const) {
-    it(`of the mesh is reached by nobody before it is captured, however they hammer (${protocol})`, async () => {
+    it(`of the mesh is reached by nobody before it is captured, however they hammer (${protocol})`, {
+      timeout: patient(60_000),
+    }, async () => {
       const seen = await watch();
       capture = open();
       const callers = await hammer();
@@ -226,7 +231,7 @@ describe('a new pod', () => {
       const server = kubepods.start(cgroup, pod, ...mptcp, lab.peer, 'serve', '::', '8080');
       await server.next((line) => line.ready === true);
       // Callers ask once a second only who has the address.
-      await expect.poll(() => held(uid).refusedInbound, { timeout: 10_000 }).toBeGreaterThan(20);
+      await expect.poll(() => held(uid).refusedInbound, { timeout: patient(10_000) }).toBeGreaterThan(20);
       await sleep(LATE_MS);
       const refused = held(uid).refusedInbound;
       expect(seen.clear()).toEqual([]);
@@ -239,7 +244,7 @@ describe('a new pod', () => {
       expect((await proxy.next((line) => 'dial' in line)).dial).toMatchObject({ ok: true });
       expect(seen.packets.length).toBeGreaterThan(20);
       console.log(`${protocol}: ${refused} packets to it dropped`);
-    }, 60_000);
+    });
   }
 
   it('about which nothing is decided is refused, and free at once when it turns out to be plain', async () => {
@@ -253,7 +258,7 @@ describe('a new pod', () => {
     for (const address of [OUTSIDE.ip4, OUTSIDE.ip6, `::ffff:${OUTSIDE.ip4}`])
       expect(await kubepods.connect(cgroup, pod, address, '80')).toEqual({ ok: false, step: 'connect', errno: EPERM });
     const callers = await hammer();
-    await expect.poll(() => held(uid).refusedInbound, { timeout: 10_000 }).toBeGreaterThan(20);
+    await expect.poll(() => held(uid).refusedInbound, { timeout: patient(10_000) }).toBeGreaterThan(20);
     expect(seen.clear()).toEqual([]);
     expect(held(uid)).toMatchObject({ held: true, verdict: 'none', refusedConnects: 3, delayedConnects: 0 });
     expect(Math.abs(held(uid).since.getTime() - Date.now())).toBeLessThan(20_000);
@@ -283,7 +288,7 @@ describe('a new pod', () => {
     const dropped = (): number =>
       (JSON.parse(run(...sums)) as [{ formatted: { value: { refused_inbound: number } } }])[0].formatted.value
         .refused_inbound;
-    await expect.poll(dropped, { timeout: 10_000 }).toBeGreaterThan(20);
+    await expect.poll(dropped, { timeout: patient(10_000) }).toBeGreaterThan(20);
     await sleep(LATE_MS);
     expect(seen.clear()).toEqual([]);
     capture = open();
@@ -316,8 +321,7 @@ describe('a new pod', () => {
     // Its cgroup is empty, so it is gone; one with a process in it is not.
     expect(capture.held()).toEqual([]);
     const other = kubepods.make();
-    kubepods.start(other.cgroup, pod, lab.peer, 'serve', '::', '8080');
-    await sleep(200);
+    await kubepods.start(other.cgroup, pod, lab.peer, 'serve', '::', '8080').next((line) => line.ready === true);
     capture.decide(other.uid, 'plain');
     expect(held(other.uid)).toMatchObject({ held: false });
     capture.forget(other.uid);
@@ -397,7 +401,7 @@ describe('a new pod', () => {
       expect(await kubepods.connect(cgroup, pod, address, '8080')).toMatchObject({ ok: true });
     const argv = ['-i', 'eth0', '-nn', '-c', '1', '--immediate-mode', 'udp port 53'];
     const dump = spawn('nsenter', [`--net=/var/run/netns/ebA-${process.pid}-out`, 'tcpdump', ...argv], {
-      timeout: 10_000,
+      timeout: patient(10_000),
     });
     await new Promise<void>((resolve) =>
       dump.stderr.on('data', (text: Buffer) => text.includes('listening') && resolve()),
@@ -485,7 +489,7 @@ describe('a new pod', () => {
     kubepods.remove();
     await expect.poll(() => capture.held()).toEqual([]);
     capture.close({ remove: true });
-    await expect.poll(bpfObjects, { timeout: 10_000 }).toEqual(before);
+    await expect.poll(bpfObjects, { timeout: patient(10_000) }).toEqual(before);
   });
 
   it('is decided about in words that exist', () => {

@@ -2,6 +2,7 @@
 
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { Capture } from '../../src/agent/capture.ts';
+import { patient } from '../../src/lab/wait.ts';
 import { CaptureLab, type LabPod, OUTSIDE, Peer, run } from './capture/lab.ts';
 
 describe('root in a captured pod', () => {
@@ -49,7 +50,9 @@ describe('root in a captured pod', () => {
     return (await sniffer.next((line) => 'seen' in line)).seen as number;
   }
 
-  it('cannot fill the flows that other pods need, with half-open connections', async () => {
+  it('cannot fill the flows that other pods need, with half-open connections', {
+    timeout: patient(120_000),
+  }, async () => {
     const other = lab.addPod('b', '10.231.0.3', 'fd31::3');
     capture.prepare(other.pod);
     await lab.startProxy(capture, other, 1);
@@ -70,10 +73,10 @@ describe('root in a captured pod', () => {
     expect(lab.runOutside('connect', '10.231.0.3', '80').answer).toMatch(/^proxy plaintext /);
     expect(pod.connect(OUTSIDE.ip4, 80)).toMatchObject({ ok: false, step: 'connect', errno: 1 });
     await flood.stop();
-    await expect.poll(flows, { timeout: 20_000, interval: 500 }).toEqual({ counted: 0, present: 0 });
+    await expect.poll(flows, { timeout: patient(20_000), interval: 500 }).toEqual({ counted: 0, present: 0 });
     inPod('nft', 'delete table inet x');
     expect(pod.connect(OUTSIDE.ip4, 80).answer).toBe(`proxy outbound ${OUTSIDE.ip4}:80`);
-  }, 120_000);
+  });
 
   it('cannot have a tuple published by calling itself in the name of another host', async () => {
     // A host of the pod's own making, inside the pod, with the outside's address.
@@ -132,7 +135,7 @@ describe('root in a captured pod', () => {
       for (const client of clients) await client.next((line) => line.connected === 200, 0, 20_000);
       // The stand-in ends connections by and by, so the two are not read at one moment.
       await expect
-        .poll(() => ((now) => now.present > 0 && now.counted - now.present)(flows()), { timeout: 10_000 })
+        .poll(() => ((now) => now.present > 0 && now.counted - now.present)(flows()), { timeout: patient(10_000) })
         .toBe(0);
       if (round === 1) {
         capture.release(pod.pod.uid);
@@ -141,7 +144,7 @@ describe('root in a captured pod', () => {
       for (const client of clients) await client.stop();
     }
     await proxy.stop();
-    await expect.poll(flows, { timeout: 20_000, interval: 500 }).toEqual({ counted: 0, present: 0 });
+    await expect.poll(flows, { timeout: patient(20_000), interval: 500 }).toEqual({ counted: 0, present: 0 });
     expect(held().trim().split('\n')).toEqual(['"flows": 0', '"flows": 0']);
   });
 

@@ -2,6 +2,7 @@
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { Capture } from '../../src/agent/capture.ts';
+import { patient } from '../../src/lab/wait.ts';
 import { CaptureLab, type LabPod, OUTSIDE, type Peer } from './capture/lab.ts';
 
 describe('a captured pod', () => {
@@ -122,7 +123,9 @@ describe('a captured pod', () => {
     }
   });
 
-  it("reaches none of the proxy's listeners by its port, from inside or outside", async () => {
+  it("reaches none of the proxy's listeners by its port, from inside or outside", {
+    timeout: patient(120_000),
+  }, async () => {
     for (const name of listenerNames()) {
       const port = name.slice(name.lastIndexOf(':') + 1);
       await settled();
@@ -134,7 +137,7 @@ describe('a captured pod', () => {
       await settled();
       expect(proxy.lines.length).toBe(before);
     }
-  }, 120_000);
+  });
 
   it('cannot take connections by joining a reuseport group: 0 of 60', async () => {
     const thieves = [];

@@ -2,6 +2,7 @@
 
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { Capture } from '../../src/agent/capture.ts';
+import { patient } from '../../src/lab/wait.ts';
 import { CaptureLab, type LabPod, OUTSIDE, Peer, run } from './capture/lab.ts';
 
 const EACH = 300;
@@ -46,16 +47,16 @@ describe('enrolment under load', () => {
     capture.activate(pod.pod);
     for (const client of clients) client.process.stdin?.write('xx');
     for (const client of clients) {
-      await expect.poll(() => client.lines.length, { timeout: 20_000 }).toBe(6);
+      await expect.poll(() => client.lines.length, { timeout: patient(20_000) }).toBe(6);
       expect(client.lines.slice(1)).toEqual(Array(5).fill({ echoed: EACH }));
     }
     expect(capture.status()[0]).toMatchObject({ inheritedConnections: 4 * EACH, guardDrops: 0n });
     for (const client of clients.slice(0, 2)) await client.stop();
-    await expect.poll(() => capture.status()[0]?.inheritedConnections, { timeout: 10_000 }).toBe(2 * EACH);
+    await expect.poll(() => capture.status()[0]?.inheritedConnections, { timeout: patient(10_000) }).toBe(2 * EACH);
     capture.activate(pod.pod);
     expect(capture.status()[0]?.inheritedConnections).toBe(2 * EACH);
     for (const client of clients) await client.stop();
-    await expect.poll(() => capture.status()[0]?.inheritedConnections, { timeout: 10_000 }).toBe(0);
+    await expect.poll(() => capture.status()[0]?.inheritedConnections, { timeout: patient(10_000) }).toBe(0);
     expect(flows()).toBe(0);
   });
 
@@ -69,7 +70,7 @@ describe('enrolment under load', () => {
     for (const client of clients) await client.next((line) => line.echoed === EACH, 0, 20_000);
     expect(capture.status()[0]?.inheritedConnections).toBe(4 * EACH);
     for (const client of clients) await client.stop();
-    await expect.poll(() => capture.status()[0]?.inheritedConnections, { timeout: 10_000 }).toBe(0);
+    await expect.poll(() => capture.status()[0]?.inheritedConnections, { timeout: patient(10_000) }).toBe(0);
     expect(flows()).toBe(0);
   });
 
@@ -88,10 +89,12 @@ describe('enrolment under load', () => {
       capture.release(pod.pod.uid);
       capture.prepare(pod.pod);
     }
-    await expect.poll(flows, { timeout: 10_000 }).toBe(0);
+    await expect.poll(flows, { timeout: patient(10_000) }).toBe(0);
   });
 
-  it('bounds what a pod has listed that opened more than there is room for, and guards it', async () => {
+  it('bounds what a pod has listed that opened more than there is room for, and guards it', {
+    timeout: patient(120_000),
+  }, async () => {
     const other = lab.addPod('b', '10.231.0.3', 'fd31::3');
     capture.prepare(other.pod);
     await lab.startProxy(capture, other, 1);
@@ -108,8 +111,8 @@ describe('enrolment under load', () => {
     expect(other.connect(OUTSIDE.ip4, 80).answer).toBe(`proxy outbound ${OUTSIDE.ip4}:80`);
     await flood.stop();
     capture.release(pod.pod.uid);
-    await expect.poll(flows, { timeout: 10_000 }).toBe(0);
-  }, 120_000);
+    await expect.poll(flows, { timeout: patient(10_000) }).toBe(0);
+  });
 
   it('lets a connection be finished whose SYN is out, but none be begun again', async () => {
     const inPod = (...argv: string[]) => run('nsenter', `--net=${pod.path}`, ...argv);
@@ -139,6 +142,8 @@ describe('enrolment under load', () => {
     inPod('nft', 'delete table inet x');
     await late.next((line) => 'connected' in line);
     late.process.stdin?.write('payload\n');
-    await expect.poll(() => server.lines.filter((line) => line.got === 'payload').length, { timeout: 8000 }).toBe(2);
+    await expect
+      .poll(() => server.lines.filter((line) => line.got === 'payload').length, { timeout: patient(8000) })
+      .toBe(2);
   });
 });

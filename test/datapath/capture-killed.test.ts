@@ -2,6 +2,7 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { patient } from '../../src/lab/wait.ts';
 import { bpfObjects, CaptureLab, cgroupRoot, OUTSIDE, run } from './capture/lab.ts';
 
 const ADDON = new URL('../../native/build/Release/capture.node', import.meta.url).pathname;
@@ -40,7 +41,7 @@ describe('an agent killed at any moment', () => {
     expect([cookies('ebb_stats'), cookies('ebb_addresses')]).toEqual([1, 0]);
   });
 
-  it('is followed by one that captures and releases all the same', async () => {
+  it('is followed by one that captures and releases all the same', { timeout: patient(120_000) }, async () => {
     const before = bpfObjects();
     const pod = lab.addPod('a', '10.231.0.2', 'fd31::2');
     const doomed = lab.addPod('b', '10.231.0.3', 'fd31::3');
@@ -83,8 +84,8 @@ describe('an agent killed at any moment', () => {
     await proxy.stop();
     lab.open().close({ remove: true });
     await expect
-      .poll(() => bpfObjects().prog?.filter((id) => !before.prog?.includes(id)), { timeout: 10_000 })
+      .poll(() => bpfObjects().prog?.filter((id) => !before.prog?.includes(id)), { timeout: patient(10_000) })
       .toEqual([]);
     expect(bpfObjects().link?.filter((id) => !before.link?.includes(id))).toEqual([]);
-  }, 120_000);
+  });
 });

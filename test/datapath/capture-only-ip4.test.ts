@@ -2,6 +2,7 @@
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { Capture } from '../../src/agent/capture.ts';
+import { patient } from '../../src/lab/wait.ts';
 import { CaptureLab, type LabPod, OUTSIDE, type Peer, run } from './capture/lab.ts';
 
 describe('a captured pod without IPv6', () => {
@@ -81,7 +82,7 @@ describe('a captured pod without IPv6', () => {
     }
   });
 
-  it("reaches none of the proxy's listeners by its port", () => {
+  it("reaches none of the proxy's listeners by its port", { timeout: patient(120_000) }, () => {
     for (const name of listenerNames()) {
       const port = Number(name.slice(name.lastIndexOf(':') + 1));
       for (const address of ['127.0.0.1', '127.128.1.1', '10.231.0.2']) {
@@ -89,5 +90,5 @@ describe('a captured pod without IPv6', () => {
       }
       expect(lab.runOutside('connect', '10.231.0.2', `${port}`, 'nonblock').ok).not.toBe(true);
     }
-  }, 120_000);
+  });
 });

@@ -3,6 +3,7 @@
 import { writeFileSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { Capture } from '../../src/agent/capture.ts';
+import { patient } from '../../src/lab/wait.ts';
 import {
   CaptureLab,
   type Json,
@@ -54,7 +55,9 @@ describe('the kubelet', () => {
     return Number(run('sh', '-c', `bpftool map dump pinned ${maps}/ebb_flows | grep -c '"kind":'; true`));
   }
 
-  it('reaches the application directly once it is trusted, by its real address, and leaves nothing', async () => {
+  it('reaches the application directly once it is trusted, by its real address, and leaves nothing', {
+    timeout: patient(60_000),
+  }, async () => {
     const calls = (): Json[] => server.lines.filter((line) => 'accepted' in line);
     for (const address of POD) expect((await probe(address)).answer).toMatch(/^proxy plaintext /);
     expect(calls()).toEqual([]);
@@ -69,8 +72,8 @@ describe('the kubelet', () => {
     expect(calls()[599]?.getpeername).toMatch(/^\[fd31::1\]:\d+$/);
     expect(capture.status()[0]).toMatchObject({ probeConnections: 600n, guardDrops: 0n });
     await proxy.stop();
-    await expect.poll(flows, { timeout: 10_000 }).toBe(0);
-  }, 60_000);
+    await expect.poll(flows, { timeout: patient(10_000) }).toBe(0);
+  });
 
   it('goes on while the proxy is down, and finds out that an application is', async () => {
     capture.trustProber(kubelet.process.pid as number);

@@ -8,11 +8,12 @@ import {
   peerAuthentication,
   waitFor,
 } from '../../src/lab/index.ts';
+import { patient } from '../../src/lab/wait.ts';
 import { captured, labWith, processes } from '../lib/mesh-lab.ts';
 import { Background, client, clientArgv, PORT, startServer } from '../lib/peers.ts';
 
 /** From the file's appearance to its effect. */
-const WITHIN_MS = 1000;
+const WITHIN_MS = patient(1000);
 
 async function policyLab(lab: Lab) {
   lab.namespace('meshed', { mesh: true });

@@ -8,8 +8,11 @@ import { createInterface } from 'node:readline';
 import type { Capture, CapturePod, HoldOptions } from '../../../src/agent/capture.ts';
 import { openCapture } from '../../../src/agent/native-capture.ts';
 import { closeFd, openNetns } from '../../../src/agent/netns.ts';
+import { patient } from '../../../src/lab/wait.ts';
 
 const SOURCE = new URL('peer.c', import.meta.url).pathname;
+/** The peer, compiled beforehand, where compiling it for each lab would take too long; empty: it is compiled. */
+const COMPILED = process.env.EBBTIDE_TEST_PEER ?? '';
 export const OUTSIDE = { ip4: '10.231.0.9', ip6: 'fd31::9' };
 /** The node's own addresses, once `addNodeAddresses` was called. */
 export const NODE = { ip4: '10.231.0.1', ip6: 'fd31::1' };
@@ -49,7 +52,7 @@ export class Peer {
 
   /** The first line, from the given position on, that the predicate accepts. */
   async next(predicate: (line: Json) => boolean, from = 0, timeoutMs = 5000): Promise<Json> {
-    const deadline = Date.now() + timeoutMs;
+    const deadline = Date.now() + patient(timeoutMs);
     for (;;) {
       const found = this.lines.slice(from).find(predicate);
       if (found) return found;
@@ -93,7 +96,7 @@ export class LabPod {
   /** Runs a peer to its end and returns its last line. */
   run(...argv: string[]): Json {
     const [command, ...rest] = this.argv(...argv);
-    const { stdout, stderr } = spawnSync(command as string, rest, { encoding: 'utf8', timeout: 20_000 });
+    const { stdout, stderr } = spawnSync(command as string, rest, { encoding: 'utf8', timeout: patient(20_000) });
     const last = stdout.trim().split('\n').at(-1);
     if (!last) throw new Error(`${argv.join(' ')} said nothing: ${stderr}`);
     return JSON.parse(last) as Json;
@@ -116,7 +119,7 @@ export class LabPod {
 
 export class CaptureLab {
   readonly directory = mkdtempSync(join(tmpdir(), 'ebA-'));
-  readonly peer = join(this.directory, 'peer');
+  readonly peer = COMPILED || join(this.directory, 'peer');
   readonly bridge: string;
   readonly #prefix: string;
   readonly #peers: Peer[] = [];
@@ -129,7 +132,7 @@ export class CaptureLab {
     this.#prefix = `ebA${process.pid}`;
     this.bridge = `${this.#prefix}br`;
     try {
-      run('gcc', '-O1', '-Wall', '-D_GNU_SOURCE', '-o', this.peer, SOURCE);
+      if (COMPILED === '') run('gcc', '-O1', '-Wall', '-D_GNU_SOURCE', '-o', this.peer, SOURCE);
       run('ip', 'link', 'add', this.bridge, 'type', 'bridge');
       run('ip', 'link', 'set', this.bridge, 'up');
       this.addNamespace('out', OUTSIDE.ip4, OUTSIDE.ip6);
@@ -175,13 +178,13 @@ export class CaptureLab {
   /** Runs a peer on the outside host to its end and returns its last line. */
   runOutside(...argv: string[]): Json {
     const [command, ...rest] = this.outside(...argv);
-    const { stdout } = spawnSync(command as string, rest, { encoding: 'utf8', timeout: 20_000 });
+    const { stdout } = spawnSync(command as string, rest, { encoding: 'utf8', timeout: patient(20_000) });
     return JSON.parse(stdout.trim().split('\n').at(-1) ?? '') as Json;
   }
 
   /** The same in the test's own namespace, which is the node's. */
   runHere(...argv: string[]): Json {
-    const { stdout } = spawnSync(this.peer, argv, { encoding: 'utf8', timeout: 20_000 });
+    const { stdout } = spawnSync(this.peer, argv, { encoding: 'utf8', timeout: patient(20_000) });
     return JSON.parse(stdout.trim().split('\n').at(-1) ?? '') as Json;
   }
 

@@ -3,6 +3,7 @@
 import { randomUUID } from 'node:crypto';
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
+import { patient } from '../../../src/lab/wait.ts';
 import { type CaptureLab, type Json, type LabPod, makeCgroup, Peer, removeCgroup } from './lab.ts';
 
 /** A node's part of the cgroup tree, of the test's own. */
@@ -41,7 +42,9 @@ export class Kubepods {
 
   /** The only line of a peer that connects from there. */
   async connect(cgroup: string, pod: LabPod | undefined, ...argv: string[]): Promise<Json> {
-    return await this.start(cgroup, pod, this.#lab.peer, 'connect', ...argv).next((line) => 'ok' in line, 0, 20_000);
+    const patience = ['env', `CONNECT_SECONDS=${patient(2)}`];
+    const peer = this.start(cgroup, pod, ...patience, this.#lab.peer, 'connect', ...argv);
+    return await peer.next((line) => 'ok' in line, 0, 20_000);
   }
 
   /** After the lab's processes have ended. */

@@ -362,7 +362,8 @@ static int run_connect(int argc, char** argv) {
       if (bind(fd, (void*)&other, m)) die("bind");
     }
   }
-  struct timeval timeout = {2, 0};
+  // How long connect() waits.
+  struct timeval timeout = {getenv("CONNECT_SECONDS") ? atoi(getenv("CONNECT_SECONDS")) : 2, 0};
   setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
   if (again) {
     // First to an own listener, which is not captured, then apart, then to the destination on the same
