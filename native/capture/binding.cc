@@ -93,8 +93,8 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
          InstanceMethod<&CaptureObject::prepare>("prepare"),
          InstanceMethod<&CaptureObject::activate>("activate"),
          InstanceMethod<&CaptureObject::release>("release"),
-         InstanceMethod<&CaptureObject::adopted>("adopted"), InstanceMethod<&CaptureObject::status>("status"),
-         InstanceMethod<&CaptureObject::close>("close")});
+         InstanceMethod<&CaptureObject::adopted>("adopted"), InstanceMethod<&CaptureObject::origin>("origin"),
+         InstanceMethod<&CaptureObject::status>("status"), InstanceMethod<&CaptureObject::close>("close")});
   }
 
   explicit CaptureObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<CaptureObject>(info) {
@@ -201,6 +201,15 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
         array.Set(array.Length(), object);
       }
       return array;
+    });
+  }
+
+  Napi::Value origin(const Napi::CallbackInfo& info) {
+    return with(info, [&](NodeCapture& capture) -> Napi::Value {
+      Origin origin = capture.origin();
+      return Napi::String::New(info.Env(), origin == Origin::kNothing     ? "nothing"
+                                           : origin == Origin::kBootGuard ? "boot guard"
+                                                                          : "agent");
     });
   }
 

@@ -4,7 +4,6 @@
 
 #include <bpf/bpf.h>
 #include <fcntl.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -37,6 +36,16 @@ bool isValidUid(const std::string& uid) {
 
 NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind,
                          const std::string& host_netns, const std::optional<HoldOptions>& hold)
+    : NodeCapture(std::move(cgroup), std::move(pin_directory), guard_kind, host_netns, hold, Opener::kAgent) {
+}
+
+void NodeCapture::guardBoot(const std::string& cgroup, const std::string& pin_directory,
+                            const std::string& host_netns, const HoldOptions& hold) {
+  NodeCapture(cgroup, pin_directory, GuardKind::kAutomatic, host_netns, hold, Opener::kBootGuard);
+}
+
+NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind,
+                         const std::string& host_netns, const std::optional<HoldOptions>& hold, Opener opener)
     : cgroup_(std::move(cgroup)), pin_directory_(std::move(pin_directory)), guard_kind_(guard_kind) {
   root_ = pin_directory_ + "/" EBB_PIN_VERSION;
   map_directory_ = root_ + "/maps";
@@ -44,10 +53,16 @@ NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKin
   host_netns_ = openNetns(host_netns.empty() ? "/proc/thread-self/ns/net" : host_netns);
   on_node_ = netnsInode(host_netns_.get()) == netnsInode(openNetns("/proc/thread-self/ns/net").get());
   makePinDirectory(pin_directory_);
-  lock_ = openDirectory(pin_directory_);
-  if (flock(lock_.get(), LOCK_EX | LOCK_NB))
-    throw CaptureError("locking " + pin_directory_, errno, "another agent uses it");
+  lock_ = lockPins(pin_directory_);
   refuseOtherVersions();
+  std::string mark = root_ + "/" + kBootGuardMark;
+  if (exists(root_)) origin_ = exists(mark) ? Origin::kBootGuard : Origin::kAgent;
+  if (opener == Opener::kBootGuard) {
+    if (origin_ == Origin::kAgent)
+      throw AgentPinned("guarding the boot", EALREADY, "an agent's programs are pinned at " + root_);
+    makeDirectory(root_);
+    makeDirectory(mark);  // first, so that what is half made is known as the guard's
+  }
   for (const char* name : {"", "/maps", "/links", "/pods"}) makeDirectory(root_ + name);
   CapturePrograms loaded = loadCapture(map_directory_);
   maps_ = std::move(loaded.maps);
@@ -66,14 +81,32 @@ NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKin
   } else {
     hold_->end();
   }
+  replaceOtherGuards();
+  if (opener == Opener::kAgent && rmdir(mark.c_str()) && errno != ENOENT)
+    throw CaptureError("taking over from the boot guard", errno);
 }
 
 // Programs of two versions would both rewrite. Those that are there go on working until they are told to go.
+// A boot guard that no agent took over from only refuses, so it can stand beside ours until that holds.
 void NodeCapture::refuseOtherVersions() {
-  for (const std::string& name : listDirectory(pin_directory_))
-    if (name != EBB_PIN_VERSION)
-      throw CaptureError("using pin directory " + pin_directory_, EEXIST,
-                         "it holds pins of another version (" + name + "): run ebbtide uninstall first");
+  for (const std::string& name : listDirectory(pin_directory_)) {
+    if (name == EBB_PIN_VERSION) continue;
+    std::string directory = pin_directory_ + "/" + name;
+    if (!exists(directory + "/" + kBootGuardMark))
+      throw OtherVersionPinned(
+          "using pin directory " + pin_directory_, EEXIST,
+          "it holds pins of another version (" + name + "): run ebbtide uninstall first");
+    other_guards_.push_back(directory);
+  }
+}
+
+// The boot guard that is on the node may be older or newer than the agent that comes.
+void NodeCapture::replaceOtherGuards() {
+  for (const std::string& directory : other_guards_) {
+    for (const Newcomer& each : newcomersOf(directory)) hold_->add(each);
+    removePins(directory);
+  }
+  other_guards_.clear();
 }
 
 void NodeCapture::attachCgroupPrograms(const std::vector<CgroupProgram>& programs) {

@@ -49,12 +49,19 @@ struct PodStatus {
   unsigned inherited_connections = 0;
 };
 
+// What was pinned when a capture was opened.
+enum class Origin { kNothing, kBootGuard, kAgent };
+
 class NodeCapture {
  public:
   // Loads, pins and attaches; adopts and updates what an earlier process pinned in the same place.
   // `host_netns`: path of the node's network namespace; empty for that of this process.
   NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind,
               const std::string& host_netns, const std::optional<HoldOptions>& hold);
+  // The same before any agent runs: what is pinned stays marked as the boot guard's until an agent opens it.
+  // Throws AgentPinned, and changes nothing, where an agent's pins are.
+  static void guardBoot(const std::string& cgroup, const std::string& pin_directory,
+                        const std::string& host_netns, const HoldOptions& hold);
 
   void trustProxy(pid_t pid);
   void distrustProxy(pid_t pid);
@@ -66,6 +73,7 @@ class NodeCapture {
   const std::vector<KnownPod>& adopted() const { return adopted_; }
   std::vector<PodStatus> status();
   Hold& hold() { return *hold_; }
+  Origin origin() const { return origin_; }
   // Takes everything out of the kernel.
   void removeAll();
 
@@ -78,9 +86,15 @@ class NodeCapture {
     std::vector<ebb_tuple> inherited;
   };
 
+  enum class Opener { kAgent, kBootGuard };
+
+  NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind,
+              const std::string& host_netns, const std::optional<HoldOptions>& hold, Opener opener);
+
   void attachCgroupPrograms(const std::vector<CgroupProgram>& programs);
   void forgetDeadProcesses();
   void refuseOtherVersions();
+  void replaceOtherGuards();
   void releasePod(const std::string& uid);
   void adopt();
   void forgetUnknown();
@@ -102,6 +116,8 @@ class NodeCapture {
   GuardKind guard_kind_;
   Fd lock_, cgroup_fd_, host_netns_;
   bool on_node_ = true;  // whether this process is in the node's network namespace itself
+  Origin origin_ = Origin::kNothing;
+  std::vector<std::string> other_guards_;  // directories of boot guards of other versions
   Maps maps_;
   std::unique_ptr<Hold> hold_;
   std::map<std::string, Pod> pods_;

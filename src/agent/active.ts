@@ -89,8 +89,8 @@ export class ActiveAgent {
       });
     } catch (error) {
       this.#stop();
-      // Otherwise the start leaves no trace.
-      capture.close({ remove: capture.adopted().length === 0 });
+      // The start leaves no trace, and takes nothing away: who was there before holds new pods also while none is captured.
+      capture.close({ remove: capture.origin() === 'nothing' });
       throw error;
     }
   }

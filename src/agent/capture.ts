@@ -48,13 +48,16 @@ export interface CaptureStatus {
   readonly lastCaptureNs: bigint;
 }
 
+/** Who was there before an agent that starts. */
+export type CaptureOrigin = 'nothing' | 'boot guard' | 'agent';
+
 /** What the agent knows of a pod before it exists: it will be captured, or left alone. */
 export type PodVerdict = 'mesh' | 'plain';
 
 /**
  * How pods that appear are held until they are decided about, and those of the mesh until they are captured; TCP only.
  * Needs the kernel's BTF and CAP_PERFMON: without them opening the capture throws. After a boot the node's pods may be
- * there before the agent; they are older, so not held.
+ * there before the agent; they are older, so not held, unless a boot guard was there before them.
  */
 export interface HoldOptions {
   /**
@@ -178,6 +181,8 @@ export interface Capture {
   release(uid: string): void;
   /** Pods found pinned when this capture was opened. */
   adopted(): AdoptedPod[];
+  /** Whose pins were there when this capture was opened: an agent's, a boot guard's that no agent had taken over from, none. */
+  origin(): CaptureOrigin;
   status(): CaptureStatus[];
   /** Closes descriptors. `remove` also unpins and detaches everything, so that nothing is left in the kernel. */
   close(options: { readonly remove: boolean }): void;

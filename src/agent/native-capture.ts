@@ -4,6 +4,7 @@ import type {
   AdoptedPod,
   Capture,
   CaptureOptions,
+  CaptureOrigin,
   CapturePod,
   CaptureStatus,
   HeldPod,
@@ -86,6 +87,10 @@ class NativeCapture implements Capture {
 
   adopted(): AdoptedPod[] {
     return calling(() => this.#addon.adopted());
+  }
+
+  origin(): CaptureOrigin {
+    return calling(() => this.#addon.origin());
   }
 
   status(): CaptureStatus[] {

@@ -39,6 +39,7 @@ class World {
       this.captured.delete(uid);
     },
     adopted: () => this.adopted,
+    origin: () => 'nothing',
     status: () => [],
     close: () => {},
   };
