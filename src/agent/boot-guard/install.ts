@@ -1,6 +1,8 @@
 /** Puts the boot guard on a node and takes it away: an executable and two systemd units below the node's root. */
 import {
+  accessSync,
   chmodSync,
+  constants,
   existsSync,
   lstatSync,
   mkdirSync,
@@ -64,6 +66,8 @@ export function install(root: string, options: BootGuardOptions, executable = OW
   const wanted = links(options);
   const written: string[] = [];
   try {
+    // Asked beforehand: Node's recursive mkdir tells of a read-only file system as of a directory that is missing.
+    for (const path of [UNIT_DIRECTORY, options.execDirectory]) accessSync(nearest(join(root, path)), constants.W_OK);
     // A link that is not wanted any more would still make the kubelet depend on the guard.
     for (const link of allLinks().filter((each) => !wanted.includes(each))) unlink(root, join(UNIT_DIRECTORY, link));
     for (const [path, content, mode] of files) if (replace(join(root, path), content, mode)) written.push(path);
@@ -138,6 +142,11 @@ function program(executable: string): Buffer {
       },
     );
   }
+}
+
+/** The path, or the nearest directory above it that exists. */
+function nearest(path: string): string {
+  return existsSync(path) || dirname(path) === path ? path : nearest(dirname(path));
 }
 
 /** Links count, whatever they point to. */
