@@ -94,7 +94,8 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
          InstanceMethod<&CaptureObject::activate>("activate"),
          InstanceMethod<&CaptureObject::release>("release"),
          InstanceMethod<&CaptureObject::adopted>("adopted"), InstanceMethod<&CaptureObject::origin>("origin"),
-         InstanceMethod<&CaptureObject::status>("status"), InstanceMethod<&CaptureObject::close>("close")});
+         InstanceMethod<&CaptureObject::repair>("repair"), InstanceMethod<&CaptureObject::status>("status"),
+         InstanceMethod<&CaptureObject::close>("close")});
   }
 
   explicit CaptureObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<CaptureObject>(info) {
@@ -213,6 +214,19 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
     });
   }
 
+  Napi::Value repair(const Napi::CallbackInfo& info) {
+    return with(info, [&](NodeCapture& capture) -> Napi::Value {
+      Repair repair = capture.repair();
+      Napi::Array pods = Napi::Array::New(info.Env());
+      for (const std::string& uid : repair.pods) pods.Set(pods.Length(), Napi::String::New(info.Env(), uid));
+      Napi::Object object = Napi::Object::New(info.Env());
+      object.Set("repinned", repair.repinned);
+      object.Set("reattached", repair.reattached);
+      object.Set("pods", pods);
+      return object;
+    });
+  }
+
   Napi::Value status(const Napi::CallbackInfo& info) {
     return with(info, [&](NodeCapture& capture) -> Napi::Value {
       Napi::Env env = info.Env();
@@ -286,7 +300,10 @@ void closeDescriptor(const Napi::CallbackInfo& info) {
 
 Napi::Value removeAllPins(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    return Napi::Number::New(info.Env(), removePins(info[0].ToString()));
+    std::string directory = info[0].ToString();
+    // An agent that runs would make them again.
+    Fd lock = lockPins(directory);
+    return Napi::Number::New(info.Env(), removePins(directory));
   });
 }
 

@@ -72,7 +72,17 @@ NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKin
     throw CaptureError("making the counters of all pods", errno);
   hold_ = std::make_unique<Hold>(std::move(loaded.hold_maps), root_, cgroup_fd_.get());
   forgetDeadProcesses();
+  hold_options_ = hold;
   adopt();
+  attachAll(hold, loaded);
+  replaceOtherGuards();
+  if (opener == Opener::kAgent && rmdir(mark.c_str()) && errno != ENOENT)
+    throw CaptureError("taking over from the boot guard", errno);
+  for (const char* name : {"/maps", "/links"}) keep(root_ + name);
+  for (const auto& [uid, pod] : pods_) keep(podDirectory(uid));
+}
+
+void NodeCapture::attachAll(const std::optional<HoldOptions>& hold, CapturePrograms& loaded) {
   attachCgroupPrograms(loaded.programs);
   if (hold) {
     HoldPrograms programs = loadHold(map_directory_);
@@ -81,9 +91,6 @@ NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKin
   } else {
     hold_->end();
   }
-  replaceOtherGuards();
-  if (opener == Opener::kAgent && rmdir(mark.c_str()) && errno != ENOENT)
-    throw CaptureError("taking over from the boot guard", errno);
 }
 
 // Programs of two versions would both rewrite. Those that are there go on working until they are told to go.

@@ -52,6 +52,13 @@ struct PodStatus {
 // What was pinned when a capture was opened.
 enum class Origin { kNothing, kBootGuard, kAgent };
 
+// What was found missing in the kernel, and mended.
+struct Repair {
+  unsigned repinned = 0;          // pins that were gone from the bpffs; what they held was never gone
+  unsigned reattached = 0;        // programs of the node that somebody had detached
+  std::vector<std::string> pods;  // whose own programs are detached: to be activated again
+};
+
 class NodeCapture {
  public:
   // Loads, pins and attaches; adopts and updates what an earlier process pinned in the same place.
@@ -74,6 +81,10 @@ class NodeCapture {
   std::vector<PodStatus> status();
   Hold& hold() { return *hold_; }
   Origin origin() const { return origin_; }
+  // Pins are made again that somebody removed, from descriptors that this process holds: without them the
+  // kernel would have detached everything with the last pin. Throws CaptureError, and PinsLocked where
+  // another agent came meanwhile.
+  Repair repair();
   // Takes everything out of the kernel.
   void removeAll();
 
@@ -95,6 +106,11 @@ class NodeCapture {
   void forgetDeadProcesses();
   void refuseOtherVersions();
   void replaceOtherGuards();
+  void attachAll(const std::optional<HoldOptions>& hold, CapturePrograms& loaded);
+  void keep(const std::string& directory);
+  void letGo(const std::string& directory);
+  void lockAgain();
+  bool isDetached(const std::string& path, int fd) const;
   void releasePod(const std::string& uid);
   void adopt();
   void forgetUnknown();
@@ -120,6 +136,8 @@ class NodeCapture {
   std::vector<std::string> other_guards_;  // directories of boot guards of other versions
   Maps maps_;
   std::unique_ptr<Hold> hold_;
+  std::optional<HoldOptions> hold_options_;
+  std::map<std::string, Fd> kept_;  // by path of the pin
   std::map<std::string, Pod> pods_;
   std::vector<KnownPod> adopted_;
 };

@@ -220,6 +220,7 @@ void NodeCapture::activate(const PodSpec& spec) {
   if (!guarded) publishInherited(spec, pod);
   guardPod(spec, pod);
   if (!guarded) publishInherited(spec, pod);
+  keep(podDirectory(spec.uid));
   hold_->captured(spec.uid);
 }
 
@@ -234,6 +235,7 @@ void NodeCapture::releasePod(const std::string& uid) {
   if (found == pods_.end()) return;
   Pod& pod = found->second;
   std::string directory = podDirectory(uid);
+  letGo(directory);
   onNode([&] { removeGuards(directory); });
   for (const ebb_tuple& tuple : pod.inherited) forgetInherited(tuple);
   if (bpf_map_delete_elem(maps_.pods.get(), &pod.cookie) && errno != ENOENT)

@@ -313,6 +313,9 @@ export class Agent {
         takeDurations: () => this.#durations.splice(0),
         counters: () => ({
           failedTries: this.#failedTries + (this.#active?.failedTries ?? 0),
+          pinsRestored: this.#active?.pins.restored ?? 0,
+          programsReattached: this.#active?.pins.reattached ?? 0,
+          pinsLost: this.#active?.pins.lost ?? 0,
           redirectionsWritten: this.#redirections?.counters.written ?? 0,
           redirectionsFailed: this.#redirections?.counters.failed ?? 0,
           eventsWritten: this.#events?.counters.written ?? 0,

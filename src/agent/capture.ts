@@ -48,6 +48,16 @@ export interface CaptureStatus {
   readonly lastCaptureNs: bigint;
 }
 
+/** What was found missing in the kernel, and mended. */
+export interface Repair {
+  /** Pins that somebody had removed. */
+  readonly repinned: number;
+  /** Programs of the node that somebody had detached. */
+  readonly reattached: number;
+  /** Pods whose own programs are detached: `activate` attaches them again. */
+  readonly pods: readonly string[];
+}
+
 /** Who was there before an agent that starts. */
 export type CaptureOrigin = 'nothing' | 'boot guard' | 'agent';
 
@@ -183,6 +193,11 @@ export interface Capture {
   adopted(): AdoptedPod[];
   /** Whose pins were there when this capture was opened: an agent's, a boot guard's that no agent had taken over from, none. */
   origin(): CaptureOrigin;
+  /**
+   * Looks whether all that was pinned still is, and whether all is attached. This object holds everything itself, so that
+   * nothing goes with its pin. Throws CaptureError when pins cannot be made again.
+   */
+  repair(): Repair;
   status(): CaptureStatus[];
   /** Closes descriptors. `remove` also unpins and detaches everything, so that nothing is left in the kernel. */
   close(options: { readonly remove: boolean }): void;

@@ -166,6 +166,19 @@ export class EnrolledPod implements ZdsWorkload {
    * Not wanted any more: let go after the delay, so that others learn of it first. The proxies keep what a pod that lives on has
    * open for {@link LAST_CONNECTIONS_MS} more.
    */
+  /** Its programs are detached: where its network namespace lives on, somebody took them off. */
+  captureAgain(): void {
+    if (this.#state !== 'captured' || this.#netns === undefined) return;
+    try {
+      if (this.#options.netns.isStill?.(this.#wanted, this.#netns) === false) return;
+    } catch {
+      return;
+    }
+    this.#log.error({ event: 'pod_detached' }, "somebody detached the pod's programs; capturing it again");
+    this.#start();
+  }
+
+  /** Not wanted any more: let go after the delay, so that others learn of it first. */
   leave(reason: string, delayMs: number): void {
     if (this.#state === 'leaving' || this.#state === 'left') return;
     this.#cancel();

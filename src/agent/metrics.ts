@@ -27,6 +27,9 @@ export interface MetricSources {
 /** Counted since the start of the process. */
 export interface AgentCounters {
   readonly failedTries: number;
+  readonly pinsRestored: number;
+  readonly programsReattached: number;
+  readonly pinsLost: number;
   readonly redirectionsWritten: number;
   readonly redirectionsFailed: number;
   readonly eventsWritten: number;
@@ -91,6 +94,21 @@ export class AgentMetrics {
       () => sources.clockSkewMs() / 1000,
     );
     counter('enrolment_retries_total', 'Tries to enrol a pod that failed', () => sources.counters().failedTries);
+    counter(
+      'pins_restored_total',
+      'Pins that were gone from the bpffs and were made again',
+      () => sources.counters().pinsRestored,
+    );
+    counter(
+      'programs_reattached_total',
+      'Programs of the node that somebody else had detached',
+      () => sources.counters().programsReattached,
+    );
+    counter(
+      'pins_lost_total',
+      'Times that all was gone which an agent before had pinned, so that its pods spoke in clear',
+      () => sources.counters().pinsLost,
+    );
     counter(
       'redirections_written_total',
       'Annotations ambient.istio.io/redirection written',

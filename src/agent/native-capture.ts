@@ -10,6 +10,7 @@ import type {
   HeldPod,
   HeldTotals,
   PodVerdict,
+  Repair,
 } from './capture.js';
 import { type AddonCapture, calling, captureAddon } from './capture-addon.js';
 
@@ -91,6 +92,10 @@ class NativeCapture implements Capture {
 
   origin(): CaptureOrigin {
     return calling(() => this.#addon.origin());
+  }
+
+  repair(): Repair {
+    return calling(() => this.#addon.repair());
   }
 
   status(): CaptureStatus[] {

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { Command } from 'commander';
 import { PIN_DIRECTORY_NAME } from '../agent/capture.js';
 
+const EAGAIN = 11;
 const DEFAULT_BPFFS = '/sys/fs/bpf';
 
 /** `ebbtide uninstall`. */
@@ -36,12 +37,22 @@ export function uninstallCommand(): Command {
       for (const path of remove(options.hostRoot, DEFAULT_EXEC_DIRECTORY)) process.stdout.write(`removed ${path}\n`);
       const { removePins } = await import('../agent/native-capture.js');
       for (const directory of pinDirectories(options.bpffs)) {
-        const pins = removePins(directory);
+        const pins = removeUnused(directory, removePins);
         process.stdout.write(`removed ${pins} pins from ${directory}\n`);
       }
       const { releaseBpffs } = await import('../agent/mounts.js');
       if (releaseBpffs(options.bpffs)) process.stdout.write(`unmounted ${options.bpffs}\n`);
     });
+}
+
+/** @throws Error where an agent runs, which would make them again */
+function removeUnused(directory: string, removePins: (directory: string) => number): number {
+  try {
+    return removePins(directory);
+  } catch (error) {
+    if ((error as { readonly errno?: number }).errno !== EAGAIN) throw error;
+    throw new Error(`an agent is running with ${directory}; stop it first`, { cause: error });
+  }
 }
 
 /** The agents' pin directories below a bpffs; each holds those of all versions of Ebbtide. */

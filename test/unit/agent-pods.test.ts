@@ -40,6 +40,7 @@ class World {
     },
     adopted: () => this.adopted,
     origin: () => 'nothing',
+    repair: () => ({ repinned: 0, reattached: 0, pods: [] }),
     status: () => [],
     close: () => {},
   };
