@@ -301,6 +301,7 @@ void closeDescriptor(const Napi::CallbackInfo& info) {
 Napi::Value removeAllPins(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     std::string directory = info[0].ToString();
+    if (!exists(directory)) return Napi::Number::New(info.Env(), 0);
     // An agent that runs would make them again.
     Fd lock = lockPins(directory);
     return Napi::Number::New(info.Env(), removePins(directory));

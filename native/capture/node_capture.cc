@@ -303,13 +303,17 @@ unsigned NodeCapture::countListeners(uint64_t cookie, uint32_t role) const {
 
 std::vector<PodStatus> NodeCapture::status() {
   std::vector<PodStatus> result;
+  std::string links = root_ + "/links/";
+  bool attached = std::none_of(kept_.begin(), kept_.end(), [&](const auto& kept) {
+    return kept.first.starts_with(links) && isDetached(kept.first, kept.second.get());
+  });
   for (auto& [uid, pod] : pods_) {
     PodStatus each;
     each.uid = uid;
     each.cookie = pod.cookie;
     ebb_pod entry{};
     if (!bpf_map_lookup_elem(maps_.pods.get(), &pod.cookie, &entry))
-      each.outbound = entry.flags & EBB_POD_CAPTURED;
+      each.outbound = attached && entry.flags & EBB_POD_CAPTURED;
     Fd steer = openPin(podDirectory(uid) + "/steer");
     each.inbound = steer && linkTarget(steer.get());
     each.guard = pod.guard;

@@ -2,7 +2,7 @@
 import type { Logger } from '../../mesh/log.js';
 import type { CaptureOrigin } from '../capture.js';
 import { install, remove, UnsuitableNode } from './install.js';
-import { readBootReport } from './report.js';
+import { readBootReport, removeBootReport } from './report.js';
 import type { BootGuardOptions } from './units.js';
 
 export interface KeeperOptions {
@@ -42,6 +42,12 @@ export class BootGuardKeeper {
         { event: 'boot_guard_adopted', ...(report === undefined ? {} : { uptimeSeconds: report.uptimeSeconds }) },
         'the boot guard held new pods since this boot; this agent decides about them now',
       );
+    } else if (origin === 'nothing' && report?.state === 'guarded') {
+      this.#guarded = false;
+      log.error(
+        { event: 'boot_guard_lost', uptimeSeconds: report.uptimeSeconds },
+        'the boot guard was there at this boot, and somebody has taken it out of the kernel: pods spoke in clear since',
+      );
     } else if (report?.state === 'guarded' || report?.state === 'agent') {
       this.#guarded = true;
     } else if (report !== undefined) {
@@ -74,7 +80,9 @@ export class BootGuardKeeper {
 
   /** All pods are let go, so nothing is to be guarded any more. */
   end(): void {
-    const { log, place } = this.#options;
+    const { log, place, runDirectory } = this.#options;
+    // An agent that comes later in this boot finds nothing in the kernel because of this one.
+    removeBootReport(runDirectory);
     if (place === undefined) return;
     try {
       const removed = remove(place.root, place.options.execDirectory);

@@ -1,5 +1,5 @@
 /** What became of the boot guard at the last boot, as it reports to the agent. */
-import { readFileSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { REPORT_FILE } from './units.js';
 
@@ -23,4 +23,8 @@ export function readBootReport(
   } catch {
     return undefined;
   }
+}
+
+export function removeBootReport(runDirectory: string): void {
+  rmSync(join(runDirectory, REPORT_FILE), { force: true });
 }
