@@ -182,8 +182,16 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
   void prepare(const Napi::CallbackInfo& info) {
     with(info, [&](NodeCapture& capture) { capture.prepare(podSpec(info[0])); });
   }
-  void activate(const Napi::CallbackInfo& info) {
-    with(info, [&](NodeCapture& capture) { capture.activate(podSpec(info[0])); });
+  Napi::Value activate(const Napi::CallbackInfo& info) {
+    return with(info, [&](NodeCapture& capture) -> Napi::Value {
+      std::optional<BeforeCapture> before = capture.activate(podSpec(info[0]));
+      if (!before) return info.Env().Undefined();
+      Napi::Object object = Napi::Object::New(info.Env());
+      object.Set("sentBytes", static_cast<double>(before->sent_bytes));
+      object.Set("receivedBytes", static_cast<double>(before->received_bytes));
+      object.Set("inheritedConnections", static_cast<double>(before->inherited_connections));
+      return object;
+    });
   }
   void release(const Napi::CallbackInfo& info) {
     with(info, [&](NodeCapture& capture) { capture.release(info[0].ToString()); });

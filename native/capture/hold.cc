@@ -100,6 +100,16 @@ std::vector<Newcomer> newcomersOf(const std::string& version_directory) {
   return result;
 }
 
+void shareListening(const std::string& other_version, const std::string& own_version) {
+  constexpr const char* kPath = "/maps/ebb_listening";
+  Fd map = openPin(other_version + kPath);
+  bpf_map_info info{};
+  unsigned size = sizeof(info);
+  if (!map || exists(own_version + kPath) || bpf_obj_get_info_by_fd(map.get(), &info, &size)) return;
+  if (info.type == BPF_MAP_TYPE_SK_STORAGE && info.value_size == sizeof(ebb_listening))
+    pin(map.get(), own_version + kPath);
+}
+
 Hold::Hold(HoldMaps maps, std::string root, int cgroup_fd)
     : maps_(std::move(maps)), root_(std::move(root)), cgroup_fd_(cgroup_fd) {}
 

@@ -35,6 +35,11 @@ struct Newcomer {
 // Those in the pins of a version; empty where there is no such map.
 std::vector<Newcomer> newcomersOf(const std::string& version_directory);
 
+// Marks of sockets that listen, taken over from another version before this one's programs are loaded:
+// sockets are marked once only, when they begin to listen, and whoever does not know the mark lets everything
+// in.
+void shareListening(const std::string& other_version, const std::string& own_version);
+
 class Hold {
  public:
   // Nothing is changed until begin or end is called. `root` is the directory of this version's pins,

@@ -64,6 +64,7 @@ NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKin
     makeDirectory(mark);  // first, so that what is half made is known as the guard's
   }
   for (const char* name : {"", "/maps", "/links", "/pods"}) makeDirectory(root_ + name);
+  for (const std::string& directory : other_guards_) shareListening(directory, root_);
   CapturePrograms loaded = loadCapture(map_directory_);
   maps_ = std::move(loaded.maps);
   uint64_t all_pods = EBB_ALL_PODS;

@@ -52,6 +52,12 @@ struct PodStatus {
 // What was pinned when a capture was opened.
 enum class Origin { kNothing, kBootGuard, kAgent };
 
+// What a pod's interfaces carried until it was captured: all protocols, and nothing of it by the mesh.
+struct BeforeCapture {
+  uint64_t sent_bytes = 0, received_bytes = 0;
+  size_t inherited_connections = 0;
+};
+
 // What was found missing in the kernel, and mended.
 struct Repair {
   unsigned repinned = 0;          // pins that were gone from the bpffs; what they held was never gone
@@ -75,7 +81,8 @@ class NodeCapture {
   void trustProber(pid_t pid);
   void distrustProber(pid_t pid);
   void prepare(const PodSpec& pod);
-  void activate(const PodSpec& pod);
+  // What the pod did before; empty where it was captured already.
+  std::optional<BeforeCapture> activate(const PodSpec& pod);
   void release(const std::string& uid);
   const std::vector<KnownPod>& adopted() const { return adopted_; }
   std::vector<PodStatus> status();
@@ -121,7 +128,7 @@ class NodeCapture {
   void publishInherited(const PodSpec& spec, Pod& pod);
   void forgetInherited(const ebb_tuple& tuple);
   void pruneInherited(Pod& pod);
-  void guardPod(const PodSpec& spec, Pod& pod);
+  void guardPod(const PodSpec& spec, Pod& pod, BeforeCapture& before);
   // In the node's network namespace, where interfaces have the numbers by which guards know them.
   void onNode(const std::function<void()>& work) const;
   unsigned guardsOf(const std::string& uid) const;

@@ -48,6 +48,14 @@ export interface CaptureStatus {
   readonly lastCaptureNs: bigint;
 }
 
+/** What a pod's interfaces carried from their making until the pod was captured: all protocols, and none of it by the mesh. */
+export interface BeforeCapture {
+  readonly sentBytes: number;
+  readonly receivedBytes: number;
+  /** Connections that are open and stay as they were. */
+  readonly inheritedConnections: number;
+}
+
 /** What was found missing in the kernel, and mended. */
 export interface Repair {
   /** Pins that somebody had removed. */
@@ -185,8 +193,8 @@ export interface Capture {
   heldTotals(): HeldTotals;
   /** Makes the pod known so that the proxy's listeners in it are recognised; nothing is captured yet. Idempotent. */
   prepare(pod: CapturePod): void;
-  /** Steers inbound connections, captures outbound ones, lists the inherited ones, guards the veth. Idempotent. */
-  activate(pod: CapturePod): void;
+  /** Steers inbound connections, captures outbound ones, lists the inherited ones, guards the veth. Idempotent: undefined where it was captured already. */
+  activate(pod: CapturePod): BeforeCapture | undefined;
   /** Lets the pod go: new connections are its own again. Unknown uid is no error. */
   release(uid: string): void;
   /** Pods found pinned when this capture was opened. */

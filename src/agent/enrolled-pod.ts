@@ -210,7 +210,13 @@ export class EnrolledPod implements ZdsWorkload {
       const pod = this.#prepare();
       const trouble = await this.#tellProxy();
       if (round !== this.#round) return;
-      this.#options.capture.activate(pod);
+      const before = this.#options.capture.activate(pod);
+      if (before !== undefined) {
+        this.#log.info(
+          { event: 'pod_captured', before },
+          'captured; what the pod sent and received before was not by the mesh',
+        );
+      }
       this.#captured = true;
       this.#backoff.reset();
       this.#tries = 0;

@@ -2,6 +2,7 @@
 
 import type {
   AdoptedPod,
+  BeforeCapture,
   Capture,
   CaptureOptions,
   CaptureOrigin,
@@ -78,8 +79,8 @@ class NativeCapture implements Capture {
     calling(() => this.#addon.prepare(pod));
   }
 
-  activate(pod: CapturePod): void {
-    calling(() => this.#addon.activate(pod));
+  activate(pod: CapturePod): BeforeCapture | undefined {
+    return calling(() => this.#addon.activate(pod));
   }
 
   release(uid: string): void {

@@ -202,6 +202,7 @@ describe('a boot guard', () => {
     expect(readdirSync(node.pins)).toEqual(['v2']);
     expect(capture.held().map((each) => each.uid)).toEqual([uid]);
     expect([...new Set(await tries)]).toEqual([EPERM]);
+    expect(capture.held()[0]?.refusedInbound).toBeGreaterThan(20);
     expect(seen.clear(POD)).toEqual([]);
     capture.close({ remove: false });
     captures.pop();
@@ -220,6 +221,7 @@ describe('agents after a boot guard', () => {
     const addresses = [POD, ['10.231.0.3', 'fd31::3'], ['10.231.0.4', 'fd31::4']] as const;
     const pods: { uid: string; cgroup: string; pod: LabPod; name: string }[] = [];
     let lives = 0;
+    let started = 0;
     for (const [i, own] of addresses.entries()) {
       const { uid, cgroup } = kubepods.make(i % 2 === 0 ? 'cgroupfs' : 'systemd');
       const name = `p${i}`;
@@ -228,18 +230,20 @@ describe('agents after a boot guard', () => {
       await kubepods.start(cgroup, pod, lab.peer, 'serve', '::', '8080').next((line) => line.ready === true);
       node.declare(name, uid, pod);
       // Killed wherever it may be: before it has the node, while it takes over, with pods captured.
-      for (const ms of [150, 300, 450, 700]) {
+      for (const ms of [150, 300, 450, 'started'] as const) {
         const agent = node.agent();
-        const until = Date.now() + ms + i * 60;
-        while (Date.now() < until) {
+        const until = Date.now() + (ms === 'started' ? 20_000 : ms + i * 60);
+        while (Date.now() < until && !(ms === 'started' && agent.said('started'))) {
           for (const each of pods) {
             expect((await kubepods.connect(each.cgroup, each.pod, OUTSIDE.ip4, '80')).ok).toBe(false);
           }
         }
         await agent.kill();
+        if (agent.said('started')) started++;
         lives++;
       }
     }
+    expect(started).toBeGreaterThanOrEqual(addresses.length);
     const last = node.agent();
     await eventually(() => expect(last.said('started')).toBe(true));
     await eventually(async () => {
@@ -250,7 +254,9 @@ describe('agents after a boot guard', () => {
       expect((await kubepods.connect(cgroup, pod, OUTSIDE.ip4, '80')).ok).toBe(false);
     }
     expect(seen.clear(addresses.flat())).toEqual([]);
-    console.log(`${lives} agents killed; ${pods.length} pods captured by the last, 0 packets in clear`);
+    console.log(
+      `${lives} agents killed, ${started} of them once they had the node; ${pods.length} pods captured by the last, 0 packets in clear`,
+    );
   }, 120_000);
 
   it('with manifests decide about pods by the UID of their cgroup, and tell that a guard was there', async () => {
@@ -270,6 +276,36 @@ describe('agents after a boot guard', () => {
     expect(await kubepods.connect(plain.cgroup, other, OUTSIDE.ip4, '80')).toMatchObject({ ok: false, errno: EPERM });
     // No proxy is there.
     expect(await kubepods.connect(cgroup, pod, OUTSIDE.ip4, '80')).toMatchObject({ ok: false });
+  });
+
+  it('tell what a pod carried before it was captured: with a guard none of it TCP, without one all of it and what is still open', async () => {
+    const carried = async (guarded: boolean, name: string, address: readonly [string, string]) => {
+      if (guarded) expect(node.guard().code).toBe(GUARDED);
+      const { uid, cgroup } = kubepods.make();
+      const pod = lab.addPod(name, address[0], address[1]);
+      await lab.startOutside('serve', OUTSIDE.ip4, guarded ? '81' : '80');
+      // 200 kB, and a connection that stays open.
+      const script =
+        'exec 3<>/dev/tcp/$0/$1 || exit 1; head -c 200000 /dev/zero >&3; echo "{\\"sent\\":true}"; sleep 60';
+      const talker = kubepods.start(cgroup, pod, 'bash', '-c', script, OUTSIDE.ip4, guarded ? '81' : '80');
+      if (guarded) await new Promise((resolve) => talker.process.once('exit', resolve));
+      else await talker.next((line) => line.sent === true);
+      node.declare(name, uid, pod);
+      const agent = node.agent();
+      await eventually(() => expect(agent.said('pod_captured')).toBe(true));
+      const line = agent.output.split('\n').find((each) => each.includes('"event":"pod_captured"')) ?? '{}';
+      await agent.kill();
+      return (JSON.parse(line) as { before: { sentBytes: number; inheritedConnections: number } }).before;
+    };
+    const clear = await carried(false, 'late', POD);
+    expect(clear.sentBytes).toBeGreaterThan(200_000);
+    expect(clear.inheritedConnections).toBe(1);
+    run(process.execPath, 'dist/main.js', 'uninstall', '--bpffs', node.bpffs, '--host-root', lab.directory);
+    const held = await carried(true, 'held', ['10.231.0.3', 'fd31::3']);
+    // Neighbour discovery.
+    expect(held.sentBytes).toBeLessThan(2000);
+    expect(held.inheritedConnections).toBe(0);
+    console.log(`sent before capture: without a guard ${clear.sentBytes} bytes, with it ${held.sentBytes} (no TCP)`);
   });
 
   it('that cannot start leave the guard as it is', async () => {

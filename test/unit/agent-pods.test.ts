@@ -33,6 +33,7 @@ class World {
     activate: (pod) => {
       this.#step('activate', pod.uid, pod);
       this.captured.set(pod.uid, pod);
+      return undefined;
     },
     release: (uid) => {
       this.#step('release', uid);

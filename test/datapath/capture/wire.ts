@@ -14,9 +14,12 @@ export interface Packet {
 export class Wire {
   readonly packets: Packet[] = [];
   readonly #process;
+  #said = '';
 
   private constructor(netns: string) {
-    const argv = ['-i', 'eth0', '-nn', '-tt', '-l', '--immediate-mode', 'tcp'];
+    // Short frames and a large buffer: with the default of both there is room for eight packets, and on a busy machine some
+    // are not seen.
+    const argv = ['-i', 'eth0', '-nn', '-tt', '-l', '-s', '160', '-B', '16384', '--immediate-mode', 'tcp'];
     this.#process = spawn('nsenter', [`--net=/var/run/netns/${netns}`, 'tcpdump', ...argv], {
       stdio: ['ignore', 'pipe', 'pipe'],
     });
@@ -33,10 +36,21 @@ export class Wire {
     });
   }
 
+  /** Throws where packets were missed, for then nothing was shown. */
+  async stop(): Promise<void> {
+    if (this.#process.exitCode !== null || this.#process.signalCode !== null) return;
+    const gone = new Promise((resolve) => this.#process.once('exit', resolve));
+    this.#process.kill('SIGINT');
+    await gone;
+    const [, dropped] = /(\d+) packets? dropped by kernel/.exec(this.#said) ?? [];
+    if (dropped !== '0') throw new Error(`tcpdump missed packets: ${this.#said}`);
+  }
+
   static async open(netns: string): Promise<Wire> {
     const wire = new Wire(netns);
     await new Promise<void>((resolve, reject) => {
       wire.#process.stderr.on('data', (text: Buffer) => {
+        wire.#said += text;
         if (text.includes('listening on')) resolve();
       });
       wire.#process.once('exit', () => reject(new Error('tcpdump ended')));
@@ -52,12 +66,5 @@ export class Wire {
         each.at < until &&
         ((own(each.from) && /S/.test(each.flags)) || ((own(each.from) || own(each.to)) && each.length > 0)),
     );
-  }
-
-  async stop(): Promise<void> {
-    if (this.#process.exitCode !== null || this.#process.signalCode !== null) return;
-    const gone = new Promise((resolve) => this.#process.once('exit', resolve));
-    this.#process.kill('SIGINT');
-    await gone;
   }
 }
