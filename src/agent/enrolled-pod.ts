@@ -162,10 +162,6 @@ export class EnrolledPod implements ZdsWorkload {
     }
   }
 
-  /**
-   * Not wanted any more: let go after the delay, so that others learn of it first. The proxies keep what a pod that lives on has
-   * open for {@link LAST_CONNECTIONS_MS} more.
-   */
   /** Its programs are detached: where its network namespace lives on, somebody took them off. */
   captureAgain(): void {
     if (this.#state !== 'captured' || this.#netns === undefined) return;
@@ -178,7 +174,10 @@ export class EnrolledPod implements ZdsWorkload {
     this.#start();
   }
 
-  /** Not wanted any more: let go after the delay, so that others learn of it first. */
+  /**
+   * Not wanted any more: let go after the delay, so that others learn of it first. The proxies keep what a pod that lives on has
+   * open for {@link LAST_CONNECTIONS_MS} more.
+   */
   leave(reason: string, delayMs: number): void {
     if (this.#state === 'leaving' || this.#state === 'left') return;
     this.#cancel();
