@@ -86,7 +86,7 @@ export class Agent {
       this.#source = apiSource(this.#api, nodeName, log);
       this.#redirections = new Redirections(this.#api, log);
       this.#events = new PodEvents(this.#api, nodeName, log);
-      if (ownPod !== undefined) this.#daemonSet = new OwnDaemonSet(this.#api, ownPod);
+      if (ownPod !== undefined) this.#daemonSet = new OwnDaemonSet(this.#api, ownPod, nodeName);
       this.#netns = kernelNetns({
         processes: new PodProcesses({ proc: hostProc }),
         mounted: new CniNamespaces(settings.cniNetns),

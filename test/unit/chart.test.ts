@@ -241,6 +241,7 @@ describe.skipIf(helm === '')('the chart', () => {
       );
     expect(rights('ClusterRole', 'ebbtide-agent')).toEqual([
       '/pods,namespaces get,list,watch',
+      '/nodes get',
       '/pods/status patch',
       '/events create,patch',
     ]);
