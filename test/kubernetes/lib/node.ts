@@ -3,7 +3,7 @@
  * their own, in which `/run`, `/var/log` and `/sys/fs/bpf` are the node's alone. The process ids and the kernel are the
  * machine's.
  */
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { stringify } from 'yaml';
 import { type Finished, must, run } from '../../../src/lab/exec.ts';
@@ -195,6 +195,8 @@ export class ClusterNode {
     mkdirSync(this.#cni, { recursive: true });
     mkdirSync(this.#plugins, { recursive: true });
     writeFileSync(join(this.#plugins, 'ptp'), SLOW_PLUGIN, { mode: 0o755 });
+    // Which the runtime runs by itself.
+    symlinkSync('/usr/lib/cni/loopback', join(this.#plugins, 'loopback'));
     const ipam = {
       type: 'host-local',
       dataDir: join(directory, 'addresses'),
