@@ -238,7 +238,9 @@ struct ebb_held {
 };
 EBB_ASSERT(sizeof(struct ebb_held) == 40);
 
-/* listening (sk_storage): sockets that may be a newcomer's listeners, marked when they bind or listen. */
+/* listening (sk_storage): sockets that may be a newcomer's listeners, marked when they bind or listen. A
+ * version takes this map over from another one's boot guard, and reads UIDs and times of newcomers: who
+ * changes the layout of either gives it another name. */
 struct ebb_listening {
   __u64 cookie;
 };

@@ -1,4 +1,5 @@
-# Three addons, each buildable alone: node-gyp -C native build capture|engine|seqpacket
+# Three addons, each buildable alone: node-gyp -C native build capture|engine|seqpacket; and ebbtide-boot-guard, a program
+# that runs on hosts where nothing of ours is installed, so it is linked statically, to libc too.
 # (after `configure`, which also finds new .cc files). A folder without sources makes an empty target.
 # TLS: OpenSSL's headers come from nodedir and its symbols from the node executable, never from -lssl.
 {
@@ -24,6 +25,17 @@
       # Skeletons that `make -C bpf` wrote, and the structs shared with the BPF programs.
       'include_dirs': ['../bpf/build', '../bpf'],
       'libraries': ['-lbpf'],
+    },
+    {
+      'target_name': 'ebbtide-boot-guard',
+      'type': '<!(ls capture/*.cc >/dev/null 2>&1 && echo executable || echo none)',
+      # All of capture but its face for JavaScript.
+      'sources': ['<!@(ls boot-guard/*.cc capture/*.cc | grep -v /binding.cc || true)'],
+      'include_dirs': ['../bpf/build', '../bpf', 'capture'],
+      'ldflags!': ['-rdynamic', '-Wl,-z,nodelete'],
+      'ldflags': ['-static', '-Wl,--gc-sections'],
+      # libelf is built with zstd by newer distributions.
+      'libraries': ['-lbpf', '-lelf', '-lz', "<!@(ls /usr/lib/*/libzstd.a >/dev/null 2>&1 && echo -lzstd || true)", '-pthread'],
     },
     {
       'target_name': 'engine',

@@ -14,6 +14,7 @@ if (major < 24) {
 const { Command } = await import('commander');
 const { agentCommand } = await import('./agent/command.js');
 const { checkCommand } = await import('./cli/check.js');
+const { bootGuardCommand } = await import('./cli/boot-guard.js');
 const { demoCommand } = await import('./cli/demo.js');
 const { statusCommand } = await import('./cli/status.js');
 const { uninstallCommand } = await import('./cli/uninstall.js');
@@ -32,4 +33,5 @@ program.addCommand(demoCommand());
 program.addCommand(checkCommand());
 program.addCommand(statusCommand());
 program.addCommand(uninstallCommand());
+program.addCommand(bootGuardCommand());
 await program.parseAsync();

@@ -12,7 +12,7 @@ here=$(realpath "$(dirname "$0")")
 
 say() { printf 'rootfs: %s\n' "$*" >&2; }
 
-for need in "$node" "$checkout/dist/main.js" "$checkout/native/build/Release/capture.node"; do
+for need in "$node" "$checkout/dist/main.js" "$checkout/native/build/Release/"{capture.node,ebbtide-boot-guard}; do
   if [ ! -e "$need" ]; then
     say "$need is not there; build first: bash .ci/setup (or npm ci --ignore-scripts && npm run build)"
     exit 1
@@ -62,6 +62,9 @@ mkdir -p "$app/native/build/Release"
 for addon in "${addons[@]}"; do
   strip --strip-debug -o "$app/native/build/Release/$(basename "$addon")" "$addon"
 done
+# Copied to nodes, where it needs nothing else.
+strip -o "$app/native/build/Release/ebbtide-boot-guard" "$checkout/native/build/Release/ebbtide-boot-guard"
+chmod 0755 "$app/native/build/Release/ebbtide-boot-guard"
 
 # Production packages, by the lock file: what is for development only is marked there.
 "$node" -e '

@@ -93,7 +93,8 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
          InstanceMethod<&CaptureObject::prepare>("prepare"),
          InstanceMethod<&CaptureObject::activate>("activate"),
          InstanceMethod<&CaptureObject::release>("release"),
-         InstanceMethod<&CaptureObject::adopted>("adopted"), InstanceMethod<&CaptureObject::status>("status"),
+         InstanceMethod<&CaptureObject::adopted>("adopted"), InstanceMethod<&CaptureObject::origin>("origin"),
+         InstanceMethod<&CaptureObject::repair>("repair"), InstanceMethod<&CaptureObject::status>("status"),
          InstanceMethod<&CaptureObject::close>("close")});
   }
 
@@ -181,8 +182,16 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
   void prepare(const Napi::CallbackInfo& info) {
     with(info, [&](NodeCapture& capture) { capture.prepare(podSpec(info[0])); });
   }
-  void activate(const Napi::CallbackInfo& info) {
-    with(info, [&](NodeCapture& capture) { capture.activate(podSpec(info[0])); });
+  Napi::Value activate(const Napi::CallbackInfo& info) {
+    return with(info, [&](NodeCapture& capture) -> Napi::Value {
+      std::optional<BeforeCapture> before = capture.activate(podSpec(info[0]));
+      if (!before) return info.Env().Undefined();
+      Napi::Object object = Napi::Object::New(info.Env());
+      object.Set("sentBytes", static_cast<double>(before->sent_bytes));
+      object.Set("receivedBytes", static_cast<double>(before->received_bytes));
+      object.Set("inheritedConnections", static_cast<double>(before->inherited_connections));
+      return object;
+    });
   }
   void release(const Napi::CallbackInfo& info) {
     with(info, [&](NodeCapture& capture) { capture.release(info[0].ToString()); });
@@ -201,6 +210,28 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
         array.Set(array.Length(), object);
       }
       return array;
+    });
+  }
+
+  Napi::Value origin(const Napi::CallbackInfo& info) {
+    return with(info, [&](NodeCapture& capture) -> Napi::Value {
+      Origin origin = capture.origin();
+      return Napi::String::New(info.Env(), origin == Origin::kNothing     ? "nothing"
+                                           : origin == Origin::kBootGuard ? "boot guard"
+                                                                          : "agent");
+    });
+  }
+
+  Napi::Value repair(const Napi::CallbackInfo& info) {
+    return with(info, [&](NodeCapture& capture) -> Napi::Value {
+      Repair repair = capture.repair();
+      Napi::Array pods = Napi::Array::New(info.Env());
+      for (const std::string& uid : repair.pods) pods.Set(pods.Length(), Napi::String::New(info.Env(), uid));
+      Napi::Object object = Napi::Object::New(info.Env());
+      object.Set("repinned", repair.repinned);
+      object.Set("reattached", repair.reattached);
+      object.Set("pods", pods);
+      return object;
     });
   }
 
@@ -277,7 +308,11 @@ void closeDescriptor(const Napi::CallbackInfo& info) {
 
 Napi::Value removeAllPins(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    return Napi::Number::New(info.Env(), removePins(info[0].ToString()));
+    std::string directory = info[0].ToString();
+    if (!exists(directory)) return Napi::Number::New(info.Env(), 0);
+    // An agent that runs would make them again.
+    Fd lock = lockPins(directory);
+    return Napi::Number::New(info.Env(), removePins(directory));
   });
 }
 

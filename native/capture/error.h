@@ -20,4 +20,16 @@ struct CaptureError : std::runtime_error {
   std::string log;
 };
 
+// Why pins cannot be used although nothing failed: another process holds them, an agent's are there where a
+// boot guard would begin, or another version's.
+struct PinsLocked : CaptureError {
+  using CaptureError::CaptureError;
+};
+struct AgentPinned : CaptureError {
+  using CaptureError::CaptureError;
+};
+struct OtherVersionPinned : CaptureError {
+  using CaptureError::CaptureError;
+};
+
 }  // namespace ebbtide::capture

@@ -8,6 +8,8 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <ctime>
@@ -79,6 +81,34 @@ void attachTracepoint(const TracepointProgram& each, const std::string& path) {
 }
 
 }  // namespace
+
+std::vector<Newcomer> newcomersOf(const std::string& version_directory) {
+  std::vector<Newcomer> result;
+  Fd map = openPin(version_directory + "/maps/ebb_newcomers");
+  bpf_map_info info{};
+  unsigned size = sizeof(info);
+  if (!map || bpf_obj_get_info_by_fd(map.get(), &info, &size) || info.key_size != sizeof(uint64_t) ||
+      info.value_size < offsetof(ebb_newcomer, refused_connects))
+    return result;
+  for (uint64_t id : keysOf<uint64_t>(map.get())) {
+    std::vector<char> value(info.value_size);
+    if (bpf_map_lookup_elem(map.get(), &id, value.data())) continue;
+    ebb_newcomer newcomer{};
+    std::memcpy(&newcomer, value.data(), std::min(value.size(), sizeof(newcomer)));
+    result.push_back({id, uidText(newcomer.uid), newcomer.since_ns});
+  }
+  return result;
+}
+
+void shareListening(const std::string& other_version, const std::string& own_version) {
+  constexpr const char* kPath = "/maps/ebb_listening";
+  Fd map = openPin(other_version + kPath);
+  bpf_map_info info{};
+  unsigned size = sizeof(info);
+  if (!map || exists(own_version + kPath) || bpf_obj_get_info_by_fd(map.get(), &info, &size)) return;
+  if (info.type == BPF_MAP_TYPE_SK_STORAGE && info.value_size == sizeof(ebb_listening))
+    pin(map.get(), own_version + kPath);
+}
 
 Hold::Hold(HoldMaps maps, std::string root, int cgroup_fd)
     : maps_(std::move(maps)), root_(std::move(root)), cgroup_fd_(cgroup_fd) {}
@@ -185,6 +215,15 @@ void Hold::forget(const std::string& uid) {
     if ((known || now - newcomer.since_ns > kOldNs) && !isPopulated(id))
       bpf_map_delete_elem(maps_.newcomers.get(), &id);
   }
+}
+
+void Hold::add(const Newcomer& each) {
+  if (mode_ == EBB_HOLD_OFF) return;
+  ebb_newcomer newcomer{};
+  newcomer.uid = uidKey(each.uid);
+  newcomer.since_ns = each.since_ns;
+  if (bpf_map_update_elem(maps_.newcomers.get(), &each.cgroup, &newcomer, BPF_NOEXIST) && errno != EEXIST)
+    throw CaptureError("taking over pod " + each.uid + " from another boot guard", errno);
 }
 
 std::vector<std::string> Hold::decided() const {

@@ -25,6 +25,21 @@ struct HeldPod {
   uint64_t refused_connects = 0, delayed_connects = 0, refused_inbound = 0;
 };
 
+// A pod that appeared, as any version keeps it: cgroup id and UID.
+struct Newcomer {
+  uint64_t cgroup = 0;
+  std::string uid;
+  uint64_t since_ns = 0;  // CLOCK_BOOTTIME
+};
+
+// Those in the pins of a version; empty where there is no such map.
+std::vector<Newcomer> newcomersOf(const std::string& version_directory);
+
+// Marks of sockets that listen, taken over from another version before this one's programs are loaded:
+// sockets are marked once only, when they begin to listen, and whoever does not know the mark lets everything
+// in.
+void shareListening(const std::string& other_version, const std::string& own_version);
+
 class Hold {
  public:
   // Nothing is changed until begin or end is called. `root` is the directory of this version's pins,
@@ -39,6 +54,8 @@ class Hold {
 
   void decide(const std::string& uid, uint32_t verdict);
   void forget(const std::string& uid);
+  // Of a pod that another version's programs saw appear.
+  void add(const Newcomer& newcomer);
   std::vector<std::string> decided() const;
   // Of a pod that begins to be captured, and of one that is let go.
   void captured(const std::string& uid);

@@ -15,6 +15,7 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 
@@ -107,6 +108,13 @@ PodInterface readInterface(const nlmsghdr* message, int host_id) {
       case IFLA_LINK_NETNSID:
         std::memcpy(&peer_namespace, data, sizeof(peer_namespace));
         break;
+      case IFLA_STATS64: {
+        rtnl_link_stats64 stats{};
+        std::memcpy(&stats, data, std::min<size_t>(sizeof(stats), RTA_PAYLOAD(attribute)));
+        result.sent_bytes = stats.tx_bytes;
+        result.received_bytes = stats.rx_bytes;
+        break;
+      }
       case IFLA_LINKINFO: {
         int inner_left = static_cast<int>(RTA_PAYLOAD(attribute));
         auto* inner = reinterpret_cast<const rtattr*>(data);

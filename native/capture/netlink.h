@@ -17,6 +17,7 @@ struct PodInterface {
   bool up = false;
   int peer_index = 0;         // interface index in the namespace of its other end, 0 if unknown
   bool peer_is_here = false;  // the other end is in the namespace that was given
+  uint64_t sent_bytes = 0, received_bytes = 0;  // since it was made
 };
 
 // Interfaces of the pod but loopback. `host_netns_fd` is the namespace in which the other ends should be.

@@ -4,7 +4,6 @@
 
 #include <bpf/bpf.h>
 #include <fcntl.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -37,6 +36,16 @@ bool isValidUid(const std::string& uid) {
 
 NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind,
                          const std::string& host_netns, const std::optional<HoldOptions>& hold)
+    : NodeCapture(std::move(cgroup), std::move(pin_directory), guard_kind, host_netns, hold, Opener::kAgent) {
+}
+
+void NodeCapture::guardBoot(const std::string& cgroup, const std::string& pin_directory,
+                            const std::string& host_netns, const HoldOptions& hold) {
+  NodeCapture(cgroup, pin_directory, GuardKind::kAutomatic, host_netns, hold, Opener::kBootGuard);
+}
+
+NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind,
+                         const std::string& host_netns, const std::optional<HoldOptions>& hold, Opener opener)
     : cgroup_(std::move(cgroup)), pin_directory_(std::move(pin_directory)), guard_kind_(guard_kind) {
   root_ = pin_directory_ + "/" EBB_PIN_VERSION;
   map_directory_ = root_ + "/maps";
@@ -44,11 +53,18 @@ NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKin
   host_netns_ = openNetns(host_netns.empty() ? "/proc/thread-self/ns/net" : host_netns);
   on_node_ = netnsInode(host_netns_.get()) == netnsInode(openNetns("/proc/thread-self/ns/net").get());
   makePinDirectory(pin_directory_);
-  lock_ = openDirectory(pin_directory_);
-  if (flock(lock_.get(), LOCK_EX | LOCK_NB))
-    throw CaptureError("locking " + pin_directory_, errno, "another agent uses it");
+  lock_ = lockPins(pin_directory_);
   refuseOtherVersions();
+  std::string mark = root_ + "/" + kBootGuardMark;
+  if (exists(root_)) origin_ = exists(mark) ? Origin::kBootGuard : Origin::kAgent;
+  if (opener == Opener::kBootGuard) {
+    if (origin_ == Origin::kAgent)
+      throw AgentPinned("guarding the boot", EALREADY, "an agent's programs are pinned at " + root_);
+    makeDirectory(root_);
+    makeDirectory(mark);  // first, so that what is half made is known as the guard's
+  }
   for (const char* name : {"", "/maps", "/links", "/pods"}) makeDirectory(root_ + name);
+  for (const std::string& directory : other_guards_) shareListening(directory, root_);
   CapturePrograms loaded = loadCapture(map_directory_);
   maps_ = std::move(loaded.maps);
   uint64_t all_pods = EBB_ALL_PODS;
@@ -57,7 +73,17 @@ NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKin
     throw CaptureError("making the counters of all pods", errno);
   hold_ = std::make_unique<Hold>(std::move(loaded.hold_maps), root_, cgroup_fd_.get());
   forgetDeadProcesses();
+  hold_options_ = hold;
   adopt();
+  attachAll(hold, loaded);
+  replaceOtherGuards();
+  if (opener == Opener::kAgent && rmdir(mark.c_str()) && errno != ENOENT)
+    throw CaptureError("taking over from the boot guard", errno);
+  for (const char* name : {"/maps", "/links"}) keep(root_ + name);
+  for (const auto& [uid, pod] : pods_) keep(podDirectory(uid));
+}
+
+void NodeCapture::attachAll(const std::optional<HoldOptions>& hold, CapturePrograms& loaded) {
   attachCgroupPrograms(loaded.programs);
   if (hold) {
     HoldPrograms programs = loadHold(map_directory_);
@@ -69,11 +95,26 @@ NodeCapture::NodeCapture(std::string cgroup, std::string pin_directory, GuardKin
 }
 
 // Programs of two versions would both rewrite. Those that are there go on working until they are told to go.
+// A boot guard that no agent took over from only refuses, so it can stand beside ours until that holds.
 void NodeCapture::refuseOtherVersions() {
-  for (const std::string& name : listDirectory(pin_directory_))
-    if (name != EBB_PIN_VERSION)
-      throw CaptureError("using pin directory " + pin_directory_, EEXIST,
-                         "it holds pins of another version (" + name + "): run ebbtide uninstall first");
+  for (const std::string& name : listDirectory(pin_directory_)) {
+    if (name == EBB_PIN_VERSION) continue;
+    std::string directory = pin_directory_ + "/" + name;
+    if (!exists(directory + "/" + kBootGuardMark))
+      throw OtherVersionPinned(
+          "using pin directory " + pin_directory_, EEXIST,
+          "it holds pins of another version (" + name + "): run ebbtide uninstall first");
+    other_guards_.push_back(directory);
+  }
+}
+
+// The boot guard that is on the node may be older or newer than the agent that comes.
+void NodeCapture::replaceOtherGuards() {
+  for (const std::string& directory : other_guards_) {
+    for (const Newcomer& each : newcomersOf(directory)) hold_->add(each);
+    removePins(directory);
+  }
+  other_guards_.clear();
 }
 
 void NodeCapture::attachCgroupPrograms(const std::vector<CgroupProgram>& programs) {
@@ -263,13 +304,17 @@ unsigned NodeCapture::countListeners(uint64_t cookie, uint32_t role) const {
 
 std::vector<PodStatus> NodeCapture::status() {
   std::vector<PodStatus> result;
+  std::string links = root_ + "/links/";
+  bool attached = std::none_of(kept_.begin(), kept_.end(), [&](const auto& kept) {
+    return kept.first.starts_with(links) && isDetached(kept.first, kept.second.get());
+  });
   for (auto& [uid, pod] : pods_) {
     PodStatus each;
     each.uid = uid;
     each.cookie = pod.cookie;
     ebb_pod entry{};
     if (!bpf_map_lookup_elem(maps_.pods.get(), &pod.cookie, &entry))
-      each.outbound = entry.flags & EBB_POD_CAPTURED;
+      each.outbound = attached && entry.flags & EBB_POD_CAPTURED;
     Fd steer = openPin(podDirectory(uid) + "/steer");
     each.inbound = steer && linkTarget(steer.get());
     each.guard = pod.guard;

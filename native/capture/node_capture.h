@@ -49,23 +49,49 @@ struct PodStatus {
   unsigned inherited_connections = 0;
 };
 
+// What was pinned when a capture was opened.
+enum class Origin { kNothing, kBootGuard, kAgent };
+
+// What a pod's interfaces carried until it was captured: all protocols, and nothing of it by the mesh.
+struct BeforeCapture {
+  uint64_t sent_bytes = 0, received_bytes = 0;
+  size_t inherited_connections = 0;
+};
+
+// What was found missing in the kernel, and mended.
+struct Repair {
+  unsigned repinned = 0;          // pins that were gone from the bpffs; what they held was never gone
+  unsigned reattached = 0;        // programs of the node that somebody had detached
+  std::vector<std::string> pods;  // whose own programs are detached: to be activated again
+};
+
 class NodeCapture {
  public:
   // Loads, pins and attaches; adopts and updates what an earlier process pinned in the same place.
   // `host_netns`: path of the node's network namespace; empty for that of this process.
   NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind,
               const std::string& host_netns, const std::optional<HoldOptions>& hold);
+  // The same before any agent runs: what is pinned stays marked as the boot guard's until an agent opens it.
+  // Throws AgentPinned, and changes nothing, where an agent's pins are.
+  static void guardBoot(const std::string& cgroup, const std::string& pin_directory,
+                        const std::string& host_netns, const HoldOptions& hold);
 
   void trustProxy(pid_t pid);
   void distrustProxy(pid_t pid);
   void trustProber(pid_t pid);
   void distrustProber(pid_t pid);
   void prepare(const PodSpec& pod);
-  void activate(const PodSpec& pod);
+  // What the pod did before; empty where it was captured already.
+  std::optional<BeforeCapture> activate(const PodSpec& pod);
   void release(const std::string& uid);
   const std::vector<KnownPod>& adopted() const { return adopted_; }
   std::vector<PodStatus> status();
   Hold& hold() { return *hold_; }
+  Origin origin() const { return origin_; }
+  // Pins are made again that somebody removed, from descriptors that this process holds: without them the
+  // kernel would have detached everything with the last pin. Throws CaptureError, and PinsLocked where
+  // another agent came meanwhile.
+  Repair repair();
   // Takes everything out of the kernel.
   void removeAll();
 
@@ -78,9 +104,20 @@ class NodeCapture {
     std::vector<ebb_tuple> inherited;
   };
 
+  enum class Opener { kAgent, kBootGuard };
+
+  NodeCapture(std::string cgroup, std::string pin_directory, GuardKind guard_kind,
+              const std::string& host_netns, const std::optional<HoldOptions>& hold, Opener opener);
+
   void attachCgroupPrograms(const std::vector<CgroupProgram>& programs);
   void forgetDeadProcesses();
   void refuseOtherVersions();
+  void replaceOtherGuards();
+  void attachAll(const std::optional<HoldOptions>& hold, CapturePrograms& loaded);
+  void keep(const std::string& directory);
+  void letGo(const std::string& directory);
+  void lockAgain();
+  bool isDetached(const std::string& path, int fd) const;
   void releasePod(const std::string& uid);
   void adopt();
   void forgetUnknown();
@@ -91,7 +128,7 @@ class NodeCapture {
   void publishInherited(const PodSpec& spec, Pod& pod);
   void forgetInherited(const ebb_tuple& tuple);
   void pruneInherited(Pod& pod);
-  void guardPod(const PodSpec& spec, Pod& pod);
+  void guardPod(const PodSpec& spec, Pod& pod, BeforeCapture& before);
   // In the node's network namespace, where interfaces have the numbers by which guards know them.
   void onNode(const std::function<void()>& work) const;
   unsigned guardsOf(const std::string& uid) const;
@@ -102,8 +139,12 @@ class NodeCapture {
   GuardKind guard_kind_;
   Fd lock_, cgroup_fd_, host_netns_;
   bool on_node_ = true;  // whether this process is in the node's network namespace itself
+  Origin origin_ = Origin::kNothing;
+  std::vector<std::string> other_guards_;  // directories of boot guards of other versions
   Maps maps_;
   std::unique_ptr<Hold> hold_;
+  std::optional<HoldOptions> hold_options_;
+  std::map<std::string, Fd> kept_;  // by path of the pin
   std::map<std::string, Pod> pods_;
   std::vector<KnownPod> adopted_;
 };

@@ -181,11 +181,13 @@ unsigned NodeCapture::guardsOf(const std::string& uid) const {
   return count;
 }
 
-void NodeCapture::guardPod(const PodSpec& spec, Pod& pod) {
+void NodeCapture::guardPod(const PodSpec& spec, Pod& pod, BeforeCapture& before) {
   std::string why;
   unsigned attached = 0;
   Fd program;
   for (const PodInterface& each : podInterfaces(spec.netns_fd, host_netns_.get())) {
+    before.sent_bytes += each.sent_bytes;
+    before.received_bytes += each.received_bytes;
     bool pair = each.kind == "veth" || each.kind == "netkit";
     if (!pair && !each.up) continue;  // tunl0, sit0 and the like, which modules make everywhere
     if (!pair) {
@@ -204,9 +206,12 @@ void NodeCapture::guardPod(const PodSpec& spec, Pod& pod) {
     pod.guard = attached ? "attached" : "not attached: the pod has no interface";
 }
 
-void NodeCapture::activate(const PodSpec& spec) {
+std::optional<BeforeCapture> NodeCapture::activate(const PodSpec& spec) {
   prepare(spec);
   Pod& pod = pods_.at(spec.uid);
+  ebb_pod old{};
+  bool first = bpf_map_lookup_elem(maps_.pods.get(), &pod.cookie, &old) || !(old.flags & EBB_POD_CAPTURED);
+  BeforeCapture before;
   attachSteer(spec, pod);
   ebb_pod value = describe(spec);
   value.flags |= EBB_POD_CAPTURED;
@@ -218,9 +223,12 @@ void NodeCapture::activate(const PodSpec& spec) {
   // only after the first list, must live too.
   bool guarded = guardsOf(spec.uid) > 0;
   if (!guarded) publishInherited(spec, pod);
-  guardPod(spec, pod);
+  guardPod(spec, pod, before);
   if (!guarded) publishInherited(spec, pod);
+  keep(podDirectory(spec.uid));
   hold_->captured(spec.uid);
+  before.inherited_connections = pod.inherited.size();
+  return first ? std::optional(before) : std::nullopt;
 }
 
 void NodeCapture::release(const std::string& uid) {
@@ -234,6 +242,7 @@ void NodeCapture::releasePod(const std::string& uid) {
   if (found == pods_.end()) return;
   Pod& pod = found->second;
   std::string directory = podDirectory(uid);
+  letGo(directory);
   onNode([&] { removeGuards(directory); });
   for (const ebb_tuple& tuple : pod.inherited) forgetInherited(tuple);
   if (bpf_map_delete_elem(maps_.pods.get(), &pod.cookie) && errno != ENOENT)

@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -62,6 +63,13 @@ void makePinDirectory(const std::string& path) {
                          "CAP_SYS_ADMIN is needed, or mount it beforehand");
   }
   makeParents(path);
+}
+
+Fd lockPins(const std::string& path) {
+  Fd fd(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) throw CaptureError("opening " + path, errno);
+  if (flock(fd.get(), LOCK_EX | LOCK_NB)) throw PinsLocked("locking " + path, errno, "another agent uses it");
+  return fd;
 }
 
 std::vector<std::string> listDirectory(const std::string& path) {

@@ -10,11 +10,17 @@
 
 namespace ebbtide::capture {
 
+// Directory below a version's pins for as long as they are a boot guard's and no agent has opened them. Never
+// to be renamed: versions know each other's guard by it.
+inline constexpr const char* kBootGuardMark = "boot-guard";
+
 // Makes the directory, and mounts a bpffs at its parent if no part of its path is one.
 void makePinDirectory(const std::string& path);
 void makeDirectory(const std::string& path);
 std::vector<std::string> listDirectory(const std::string& path);  // empty when it does not exist
 bool exists(const std::string& path);
+// Whoever holds this descriptor is alone with the pins. Throws PinsLocked where another process is.
+Fd lockPins(const std::string& path);
 
 // Descriptor of a pinned link or program, empty when nothing is pinned there.
 Fd openPin(const std::string& path);

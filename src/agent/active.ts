@@ -1,8 +1,10 @@
 /** An agent that has its node: programs attached, pods on their way into the mesh, proxies told of them. */
+import { dirname } from 'node:path';
 import type { Logger } from '../mesh/log.js';
 import type { Capture, CaptureStatus, HeldPod, HeldTotals } from './capture.js';
 import type { Kubelet, KubeletSearch } from './kubelet.js';
 import { releaseBpffs } from './mounts.js';
+import { type PinsCounters, PinsWatch } from './pins-watch.js';
 import { type NetnsFinder, processNetns } from './pod-netns.js';
 import { Pods } from './pods.js';
 import { Prober } from './prober.js';
@@ -38,6 +40,7 @@ export class ActiveAgent {
   readonly #zds: ZdsServer;
   readonly #pods: Pods;
   readonly #prober: Prober | undefined;
+  readonly #pins: PinsWatch;
   #status: Awaited<ReturnType<typeof serveStatus>> | undefined;
 
   constructor(options: ActiveOptions) {
@@ -65,6 +68,13 @@ export class ActiveAgent {
       log,
       changed: () => options.changed(),
     });
+    this.#pins = new PinsWatch({
+      capture,
+      pinDirectory: settings.pinDirectory,
+      runDirectory: dirname(settings.zdsSocket),
+      log,
+      captureAgain: (uid) => this.#pods.captureAgain(uid),
+    });
     const { kubelet } = options;
     if (kubelet !== undefined) this.#prober = new Prober(capture, kubelet.search, log, kubelet.found);
   }
@@ -87,10 +97,11 @@ export class ActiveAgent {
         }),
         ...(handOver === undefined ? {} : { handOver }),
       });
+      this.#pins.start();
     } catch (error) {
-      this.#stop();
-      // Otherwise the start leaves no trace.
-      capture.close({ remove: capture.adopted().length === 0 });
+      this.#stop(true);
+      // The start leaves no trace, and takes nothing away: who was there before holds new pods also while none is captured.
+      capture.close({ remove: capture.origin() === 'nothing' });
       throw error;
     }
   }
@@ -117,13 +128,17 @@ export class ActiveAgent {
     return this.#zds.proxies().length;
   }
 
+  get pins(): Readonly<PinsCounters> {
+    return this.#pins.counters;
+  }
+
   get failedTries(): number {
     return this.#pods.counters.failedTries;
   }
 
   /** Gives up the node at once and leaves all pods captured: when this returns, another agent may have it. */
   handOver(): void {
-    this.#stop();
+    this.#stop(true);
     this.#options.capture.close({ remove: false });
   }
 
@@ -140,13 +155,14 @@ export class ActiveAgent {
         }),
       ]);
     }
-    this.#stop();
+    this.#stop(keep);
     this.#status?.closeAllConnections();
     capture.close({ remove: !keep });
     if (!keep) releaseBpffs(settings.bpffs);
   }
 
-  #stop(): void {
+  #stop(kept: boolean): void {
+    this.#pins.stop(kept);
     // The status socket before anything else goes: its file must be gone when another agent makes its own.
     this.#status?.close();
     this.#prober?.stop();

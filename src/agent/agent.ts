@@ -1,4 +1,5 @@
 /** The node agent: pods of the API or of manifests in; pods captured by the kernel and told to the proxy out. */
+import { dirname } from 'node:path';
 import { type Api, openApi } from '../mesh/api/index.js';
 import { watchClock } from '../mesh/clock.js';
 import { ClockSkew } from '../mesh/clock-skew.js';
@@ -6,6 +7,7 @@ import type { HttpListener } from '../mesh/http.js';
 import type { Logger } from '../mesh/log.js';
 import { ActiveAgent, podsPending } from './active.js';
 import { apiSource } from './api-source.js';
+import { BootGuardKeeper } from './boot-guard/index.js';
 import type { Capture } from './capture.js';
 import { CniNamespaces } from './cni-netns.js';
 import { OwnDaemonSet } from './daemonset.js';
@@ -48,6 +50,7 @@ export class Agent {
   readonly #redirections: Redirections | undefined;
   readonly #events: PodEvents | undefined;
   readonly #daemonSet: OwnDaemonSet | undefined;
+  readonly #bootGuard: BootGuardKeeper;
   readonly #takeover: Takeover;
   readonly #skew: ClockSkew;
   #clock: { close(): void } | undefined;
@@ -83,7 +86,7 @@ export class Agent {
       this.#source = apiSource(this.#api, nodeName, log);
       this.#redirections = new Redirections(this.#api, log);
       this.#events = new PodEvents(this.#api, nodeName, log);
-      if (ownPod !== undefined) this.#daemonSet = new OwnDaemonSet(this.#api, ownPod);
+      if (ownPod !== undefined) this.#daemonSet = new OwnDaemonSet(this.#api, ownPod, nodeName);
       this.#netns = kernelNetns({
         processes: new PodProcesses({ proc: hostProc }),
         mounted: new CniNamespaces(settings.cniNetns),
@@ -93,6 +96,11 @@ export class Agent {
       this.#source = manifestSource(manifests, log);
       this.#netns = kernelNetns();
     }
+    this.#bootGuard = new BootGuardKeeper({
+      place: settings.bootGuard,
+      runDirectory: dirname(settings.zdsSocket),
+      log,
+    });
     this.#takeover = new Takeover({
       statusSocket: settings.statusSocket,
       log,
@@ -147,6 +155,7 @@ export class Agent {
     this.#log.info({ event: 'ending', keep, reason }, keep ? 'pods stay captured' : 'all pods are let go');
     if (!keep) await this.#removeAnnotations();
     await this.#stop(keep);
+    if (!keep) this.#bootGuard.end();
     this.#log.info({ event: 'stopped', kept: keep }, keep ? 'stopped; pods stay captured' : 'stopped; nothing is left');
   }
 
@@ -242,6 +251,7 @@ export class Agent {
     this.#hadNode = true;
     if (this.#latest !== undefined) active.apply(this.#latest.objects, this.#latest.complete);
     this.#log.info({ event: 'started', node: nodeName }, 'the agent is running');
+    this.#bootGuard.begin(capture.origin());
   }
 
   #handOver(): void {
@@ -298,10 +308,14 @@ export class Agent {
         proxies: () => this.#active?.proxies ?? 0,
         active: () => this.#active !== undefined,
         clockSkewMs: () => this.#skew.worstMs,
+        bootGuard: () => this.#bootGuard,
         sourceInOrder: () => this.#source.synced && this.#source.problems().length === 0,
         takeDurations: () => this.#durations.splice(0),
         counters: () => ({
           failedTries: this.#failedTries + (this.#active?.failedTries ?? 0),
+          pinsRestored: this.#active?.pins.restored ?? 0,
+          programsReattached: this.#active?.pins.reattached ?? 0,
+          pinsLost: this.#active?.pins.lost ?? 0,
           redirectionsWritten: this.#redirections?.counters.written ?? 0,
           redirectionsFailed: this.#redirections?.counters.failed ?? 0,
           eventsWritten: this.#events?.counters.written ?? 0,

@@ -48,13 +48,34 @@ export interface CaptureStatus {
   readonly lastCaptureNs: bigint;
 }
 
+/** What a pod's interfaces carried from their making until the pod was captured: all protocols, and none of it by the mesh. */
+export interface BeforeCapture {
+  readonly sentBytes: number;
+  readonly receivedBytes: number;
+  /** Connections that are open and stay as they were. */
+  readonly inheritedConnections: number;
+}
+
+/** What was found missing in the kernel, and mended. */
+export interface Repair {
+  /** Pins that somebody had removed. */
+  readonly repinned: number;
+  /** Programs of the node that somebody had detached. */
+  readonly reattached: number;
+  /** Pods whose own programs are detached: `activate` attaches them again. */
+  readonly pods: readonly string[];
+}
+
+/** Who was there before an agent that starts. */
+export type CaptureOrigin = 'nothing' | 'boot guard' | 'agent';
+
 /** What the agent knows of a pod before it exists: it will be captured, or left alone. */
 export type PodVerdict = 'mesh' | 'plain';
 
 /**
  * How pods that appear are held until they are decided about, and those of the mesh until they are captured; TCP only.
  * Needs the kernel's BTF and CAP_PERFMON: without them opening the capture throws. After a boot the node's pods may be
- * there before the agent; they are older, so not held.
+ * there before the agent; they are older, so not held, unless a boot guard was there before them.
  */
 export interface HoldOptions {
   /**
@@ -172,12 +193,19 @@ export interface Capture {
   heldTotals(): HeldTotals;
   /** Makes the pod known so that the proxy's listeners in it are recognised; nothing is captured yet. Idempotent. */
   prepare(pod: CapturePod): void;
-  /** Steers inbound connections, captures outbound ones, lists the inherited ones, guards the veth. Idempotent. */
-  activate(pod: CapturePod): void;
+  /** Steers inbound connections, captures outbound ones, lists the inherited ones, guards the veth. Idempotent: undefined where it was captured already. */
+  activate(pod: CapturePod): BeforeCapture | undefined;
   /** Lets the pod go: new connections are its own again. Unknown uid is no error. */
   release(uid: string): void;
   /** Pods found pinned when this capture was opened. */
   adopted(): AdoptedPod[];
+  /** Whose pins were there when this capture was opened: an agent's, a boot guard's that no agent had taken over from, none. */
+  origin(): CaptureOrigin;
+  /**
+   * Looks whether all that was pinned still is, and whether all is attached. This object holds everything itself, so that
+   * nothing goes with its pin. Throws CaptureError when pins cannot be made again.
+   */
+  repair(): Repair;
   status(): CaptureStatus[];
   /** Closes descriptors. `remove` also unpins and detaches everything, so that nothing is left in the kernel. */
   close(options: { readonly remove: boolean }): void;

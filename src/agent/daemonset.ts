@@ -1,7 +1,11 @@
-/** Whether the agent's DaemonSet goes away with it: only then is everything taken out of the kernel. As Istio's ShouldStopCleanup. */
+/**
+ * Whether the agent's DaemonSet goes away with it, as a whole or from this node: only then is everything taken out of the
+ * kernel. As Istio's ShouldStopCleanup.
+ */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Api, ApiError } from '../mesh/api/index.js';
 import type { Metadata } from '../mesh/kubernetes.js';
+import { isWantedOn, type NodeChoice } from './node-match.js';
 
 /** The agent's own pod, as the downward API tells. */
 export interface OwnPod {
@@ -23,17 +27,24 @@ interface Owned {
   readonly metadata: Metadata;
 }
 
+interface DaemonSet extends Owned {
+  readonly spec?: { readonly template?: { readonly spec?: NodeChoice } };
+}
+
 const TRIES = 3;
 const PAUSE_MS = 1000;
 
 export class OwnDaemonSet {
   readonly #api: Api;
   readonly #pod: OwnPod;
+  readonly #nodeName: string;
   #name: string | undefined;
 
-  constructor(api: Api, pod: OwnPod) {
+  /** @param nodeName the agent's node */
+  constructor(api: Api, pod: OwnPod, nodeName: string) {
     this.#api = api;
     this.#pod = pod;
+    this.#nodeName = nodeName;
   }
 
   /** The DaemonSet's name, once it was found. */
@@ -64,9 +75,11 @@ export class OwnDaemonSet {
     for (let tries = 0; tries < TRIES; tries++) {
       if (tries > 0) await sleep(PAUSE_MS);
       try {
-        const { metadata } = await this.#get(this.#name);
-        if (metadata.deletionTimestamp !== undefined) return { keep: false, reason: `${what} is being deleted` };
-        return { keep: true, reason: `${what} stays` };
+        const daemonSet = await this.#get(this.#name);
+        if (daemonSet.metadata.deletionTimestamp !== undefined) {
+          return { keep: false, reason: `${what} is being deleted` };
+        }
+        return await this.#onNode(what, daemonSet);
       } catch (error) {
         last = (error as Error).message;
         if (!(error instanceof ApiError)) continue;
@@ -78,8 +91,26 @@ export class OwnDaemonSet {
     return { keep: true, reason: `${what} cannot be asked for: ${last}` };
   }
 
-  #get(name: string): Promise<Owned> {
+  /**
+   * The DaemonSet stays. Where it does not want this node any more no proxy will be here again, and captured pods would be
+   * refused for ever.
+   */
+  async #onNode(what: string, { spec }: DaemonSet): Promise<Ending> {
+    const stays = { keep: true, reason: `${what} stays` };
+    const choice = spec?.template?.spec;
+    if (choice === undefined) return stays;
+    let node: Owned;
+    try {
+      node = await this.#api.request<Owned>('GET', `/api/v1/nodes/${this.#nodeName}`, { timeoutMs: 3000 });
+    } catch (error) {
+      return { keep: true, reason: `${what} stays, and its node cannot be asked for: ${(error as Error).message}` };
+    }
+    if (isWantedOn(choice, node)) return stays;
+    return { keep: false, reason: `${what} does not choose node ${this.#nodeName} any more` };
+  }
+
+  #get(name: string): Promise<DaemonSet> {
     const path = `/apis/apps/v1/namespaces/${this.#pod.namespace}/daemonsets/${name}`;
-    return this.#api.request<Owned>('GET', path, { timeoutMs: 3000 });
+    return this.#api.request<DaemonSet>('GET', path, { timeoutMs: 3000 });
   }
 }

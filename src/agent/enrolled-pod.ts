@@ -162,6 +162,18 @@ export class EnrolledPod implements ZdsWorkload {
     }
   }
 
+  /** Its programs are detached: where its network namespace lives on, somebody took them off. */
+  captureAgain(): void {
+    if (this.#state !== 'captured' || this.#netns === undefined) return;
+    try {
+      if (this.#options.netns.isStill?.(this.#wanted, this.#netns) === false) return;
+    } catch {
+      return;
+    }
+    this.#log.error({ event: 'pod_detached' }, "somebody detached the pod's programs; capturing it again");
+    this.#start();
+  }
+
   /**
    * Not wanted any more: let go after the delay, so that others learn of it first. The proxies keep what a pod that lives on has
    * open for {@link LAST_CONNECTIONS_MS} more.
@@ -197,7 +209,13 @@ export class EnrolledPod implements ZdsWorkload {
       const pod = this.#prepare();
       const trouble = await this.#tellProxy();
       if (round !== this.#round) return;
-      this.#options.capture.activate(pod);
+      const before = this.#options.capture.activate(pod);
+      if (before !== undefined) {
+        this.#log.info(
+          { event: 'pod_captured', before },
+          'captured; what the pod sent and received before was not by the mesh',
+        );
+      }
       this.#captured = true;
       this.#backoff.reset();
       this.#tries = 0;

@@ -17,6 +17,8 @@ export interface MetricSources {
   sourceInOrder(): boolean;
   /** How far this machine's clock is behind that of the API server; 0 where they agree. */
   clockSkewMs(): number;
+  /** Of the boot guard; each undefined where there is nothing to tell. */
+  bootGuard(): { readonly guarded: boolean | undefined; readonly installed: boolean | undefined };
   counters(): AgentCounters;
   /** Seconds that pods took to be enrolled, since the last call. */
   takeDurations(): readonly number[];
@@ -25,6 +27,9 @@ export interface MetricSources {
 /** Counted since the start of the process. */
 export interface AgentCounters {
   readonly failedTries: number;
+  readonly pinsRestored: number;
+  readonly programsReattached: number;
+  readonly pinsLost: number;
   readonly redirectionsWritten: number;
   readonly redirectionsFailed: number;
   readonly eventsWritten: number;
@@ -90,6 +95,21 @@ export class AgentMetrics {
     );
     counter('enrolment_retries_total', 'Tries to enrol a pod that failed', () => sources.counters().failedTries);
     counter(
+      'pins_restored_total',
+      'Pins that were gone from the bpffs and were made again',
+      () => sources.counters().pinsRestored,
+    );
+    counter(
+      'programs_reattached_total',
+      'Programs of the node that somebody else had detached',
+      () => sources.counters().programsReattached,
+    );
+    counter(
+      'pins_lost_total',
+      'Times that all was gone which an agent before had pinned, so that its pods spoke in clear',
+      () => sources.counters().pinsLost,
+    );
+    counter(
       'redirections_written_total',
       'Annotations ambient.istio.io/redirection written',
       () => sources.counters().redirectionsWritten,
@@ -105,6 +125,7 @@ export class AgentMetrics {
       'Kubernetes Events that could not be written',
       () => sources.counters().eventsFailed,
     );
+    this.#bootGuardMetrics(sources);
     this.#captureMetrics(sources);
     this.#holdMetrics(sources);
   }
@@ -138,6 +159,27 @@ export class AgentMetrics {
         this.inc(read());
       },
     });
+  }
+
+  /** Without a sample where there is nothing to tell, so that an alert on 0 is about a guard that should be there. */
+  #bootGuardMetrics(sources: MetricSources): void {
+    const figures = {
+      boot_guarded: ['Whether the boot guard held new pods at this boot', () => sources.bootGuard().guarded],
+      boot_guard_installed: ['Whether the boot guard is installed', () => sources.bootGuard().installed],
+    } as const satisfies Record<string, readonly [string, () => boolean | undefined]>;
+    for (const [name, [help, read]] of Object.entries(figures)) {
+      new Gauge({
+        name: `ebbtide_agent_${name}`,
+        help: `${help} (1) or not (0); none where no guard is used`,
+        registers: [this.#registry],
+        collect() {
+          const value = read();
+          this.reset();
+          if (value === undefined) this.remove();
+          else this.set(Number(value));
+        },
+      });
+    }
   }
 
   #holdMetrics(sources: MetricSources): void {

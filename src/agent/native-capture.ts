@@ -2,13 +2,16 @@
 
 import type {
   AdoptedPod,
+  BeforeCapture,
   Capture,
   CaptureOptions,
+  CaptureOrigin,
   CapturePod,
   CaptureStatus,
   HeldPod,
   HeldTotals,
   PodVerdict,
+  Repair,
 } from './capture.js';
 import { type AddonCapture, calling, captureAddon } from './capture-addon.js';
 
@@ -76,8 +79,8 @@ class NativeCapture implements Capture {
     calling(() => this.#addon.prepare(pod));
   }
 
-  activate(pod: CapturePod): void {
-    calling(() => this.#addon.activate(pod));
+  activate(pod: CapturePod): BeforeCapture | undefined {
+    return calling(() => this.#addon.activate(pod));
   }
 
   release(uid: string): void {
@@ -86,6 +89,14 @@ class NativeCapture implements Capture {
 
   adopted(): AdoptedPod[] {
     return calling(() => this.#addon.adopted());
+  }
+
+  origin(): CaptureOrigin {
+    return calling(() => this.#addon.origin());
+  }
+
+  repair(): Repair {
+    return calling(() => this.#addon.repair());
   }
 
   status(): CaptureStatus[] {

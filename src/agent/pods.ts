@@ -241,6 +241,11 @@ export class Pods {
     });
   }
 
+  /** The programs of a captured pod are gone from the kernel. */
+  captureAgain(uid: string): void {
+    this.#enrolled.get(uid)?.captureAgain();
+  }
+
   /** Lets every pod go at once and tells the proxies. Resolves when these have answered. */
   async releaseAll(): Promise<void> {
     const uids = [...this.#enrolled.keys()];

@@ -1,9 +1,11 @@
 /** What the agent can be told: every flag and environment name of `ebbtide agent` is read here, with its default. */
 import { existsSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import { EXCLUDED_NAMESPACES } from '../mesh/labels.js';
 import { AGENT_PORT } from '../mesh/ports.js';
+import { addBootGuardOptions, type NodeFacts, type RawBootGuard, readBootGuard } from './boot-guard/settings.js';
+import type { BootGuardOptions } from './boot-guard/units.js';
 import { type HoldOptions, PIN_DIRECTORY_NAME } from './capture.js';
 import type { OwnPod } from './daemonset.js';
 import { checkCapabilities, checkCgroup, podsCgroup } from './machine.js';
@@ -51,12 +53,15 @@ export interface AgentSettings {
   readonly proxyNetns: ProxyNetns;
   /** Ask the agent that has this node for it, and give it to the next that asks. */
   readonly takeOver: boolean;
+  /** Installs the boot guard below this root of the node, like this; undefined: does not. */
+  readonly bootGuard: { readonly root: string; readonly options: BootGuardOptions } | undefined;
   /** At the end leave all pods captured, for the agent that comes next; undefined: unless the DaemonSet is deleted. */
   readonly keep: boolean | undefined;
 }
 
 /** What commander makes of the flags. */
-export interface RawOptions {
+export interface RawOptions extends RawBootGuard {
+  readonly bootGuard?: string;
   readonly manifests?: string;
   readonly kubeconfig?: string;
   readonly cgroup?: string;
@@ -89,6 +94,15 @@ export function pinDirectoryOf(bpffs: string, nodeName: string): string {
 
 /** Declares the flags of `ebbtide agent`; {@link readSettings} reads them. */
 export function addOptions(command: Command): Command {
+  addBootGuardOptions(
+    command.addOption(
+      new Option(
+        '--boot-guard <dir>',
+        "install the boot guard on the node, whose root file system is there (or at least /etc/systemd/system and the executable's " +
+          'directory), and take it away where all pods are let go at the end',
+      ).env('EBBTIDE_BOOT_GUARD'),
+    ),
+  );
   return command
     .addOption(
       new Option(
@@ -192,9 +206,16 @@ export function readSettings(options: RawOptions, env: NodeJS.ProcessEnv = proce
   const bpffs = resolve(options.bpffs);
   const found = provideBpffs(bpffs);
   const zdsSocket = zdsSocketOf(env);
+  const hold = cluster.hold === undefined ? undefined : { ...ownPodsOnly(cgroup), ...cluster.hold };
   return {
     ...cluster,
-    hold: cluster.hold === undefined ? undefined : { ...ownPodsOnly(cgroup), ...cluster.hold },
+    hold,
+    bootGuard: bootGuardOf(options, hold, {
+      nodeName,
+      bpffs,
+      runDirectory: dirname(zdsSocket),
+      ownPod: cluster.ownPod,
+    }),
     nodeName,
     zdsSocket,
     statusSocket: statusSocketOf(zdsSocket),
@@ -224,7 +245,10 @@ type ClusterSettings = Pick<
 >;
 
 /** What depends on whether there is a cluster, and asks nothing of the machine. @throws Error */
-export function clusterSettings(options: RawOptions, env: NodeJS.ProcessEnv): ClusterSettings {
+export function clusterSettings(
+  options: Omit<RawOptions, keyof RawBootGuard>,
+  env: NodeJS.ProcessEnv,
+): ClusterSettings {
   const manifests = options.manifests || undefined;
   const kubeconfig = options.kubeconfig || undefined;
   const byApi = manifests === undefined;
@@ -261,6 +285,15 @@ export function clusterSettings(options: RawOptions, env: NodeJS.ProcessEnv): Cl
     takeOver: options.takeOver ?? byApi,
     keep: options.keep ?? keepByEnv ?? (byApi ? undefined : false),
   };
+}
+
+/** The guard finds cgroups by itself: the pods' one is made anew with each boot. */
+function bootGuardOf(options: RawOptions, hold: HoldOptions | undefined, facts: NodeFacts): AgentSettings['bootGuard'] {
+  if (!options.bootGuard) return undefined;
+  if (hold?.undecided !== 'refuse') {
+    throw new Error('--boot-guard refuses undecided pods, so the agent must, too: give --hold refuse');
+  }
+  return { root: resolve(options.bootGuard), options: readBootGuard(options, facts) };
 }
 
 /** Where the agent sees that it is a pod, only what is beside it is held: several nodes may share a kernel. */

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { Command } from 'commander';
 import { PIN_DIRECTORY_NAME } from '../agent/capture.js';
 
+const EAGAIN = 11;
 const DEFAULT_BPFFS = '/sys/fs/bpf';
 
 /** `ebbtide uninstall`. */
@@ -12,12 +13,13 @@ export function uninstallCommand(): Command {
   return new Command('uninstall')
     .description('detach and unpin every BPF object of Ebbtide on this machine; captured pods become plain again')
     .option('--bpffs <directory>', 'the bpffs that the agent was given', DEFAULT_BPFFS)
+    .option('--host-root <directory>', "the node's root file system, from which the boot guard is taken away", '/')
     .option(
       '--daemonset <namespace/name>',
       'instead: delete this DaemonSet of the cluster that this pod is in, and wait until its agents have let all pods go',
     )
     .option('--timeout <seconds>', 'how long to wait for that', '120')
-    .action(async (options: { bpffs: string; daemonset?: string; timeout: string }) => {
+    .action(async (options: { bpffs: string; hostRoot: string; daemonset?: string; timeout: string }) => {
       if (options.daemonset !== undefined) {
         const [namespace, name] = options.daemonset.split('/');
         const seconds = Number(options.timeout);
@@ -31,14 +33,26 @@ export function uninstallCommand(): Command {
         process.stdout.write(`DaemonSet ${options.daemonset} and its pods are gone\n`);
         return;
       }
+      const { DEFAULT_EXEC_DIRECTORY, remove } = await import('../agent/boot-guard/index.js');
+      for (const path of remove(options.hostRoot, DEFAULT_EXEC_DIRECTORY)) process.stdout.write(`removed ${path}\n`);
       const { removePins } = await import('../agent/native-capture.js');
       for (const directory of pinDirectories(options.bpffs)) {
-        const pins = removePins(directory);
+        const pins = removeUnused(directory, removePins);
         process.stdout.write(`removed ${pins} pins from ${directory}\n`);
       }
       const { releaseBpffs } = await import('../agent/mounts.js');
       if (releaseBpffs(options.bpffs)) process.stdout.write(`unmounted ${options.bpffs}\n`);
     });
+}
+
+/** @throws Error where an agent runs, which would make them again */
+function removeUnused(directory: string, removePins: (directory: string) => number): number {
+  try {
+    return removePins(directory);
+  } catch (error) {
+    if ((error as { readonly errno?: number }).errno !== EAGAIN) throw error;
+    throw new Error(`an agent is running with ${directory}; stop it first`, { cause: error });
+  }
 }
 
 /** The agents' pin directories below a bpffs; each holds those of all versions of Ebbtide. */

@@ -19,6 +19,7 @@ import {
   run,
 } from './capture/lab.ts';
 import { Kubepods } from './capture/newcomers.ts';
+import { Wire } from './capture/wire.ts';
 
 const ADDON = new URL('../../native/build/Release/capture.node', import.meta.url).pathname;
 const POD = ['10.231.0.2', 'fd31::2'] as const;
@@ -29,67 +30,6 @@ const ECONNREFUSED = 111;
 
 function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
-}
-
-/** A packet as tcpdump told it. */
-interface Packet {
-  readonly at: number;
-  readonly from: string;
-  readonly to: string;
-  readonly flags: string;
-  readonly length: number;
-}
-
-/** Everything TCP that passes the outside host's interface. */
-class Wire {
-  readonly packets: Packet[] = [];
-  readonly #process;
-
-  private constructor(netns: string) {
-    const argv = ['-i', 'eth0', '-nn', '-tt', '-l', '--immediate-mode', 'tcp'];
-    this.#process = spawn('nsenter', [`--net=/var/run/netns/${netns}`, 'tcpdump', ...argv], {
-      stdio: ['ignore', 'pipe', 'pipe'],
-    });
-    let rest = '';
-    this.#process.stdout.setEncoding('utf8').on('data', (text: string) => {
-      const lines = (rest + text).split('\n');
-      rest = lines.pop() ?? '';
-      for (const line of lines.filter((each) => each !== '')) {
-        const [, at, from, to, flags, length] =
-          line.match(/^(\S+) IP6? (\S+)\.\d+ > (\S+)\.\d+: Flags \[([^\]]*)\].* length (\d+)/) ?? [];
-        if (!at || !from || !to || flags === undefined) throw new Error(`tcpdump says ${line}`);
-        this.packets.push({ at: Number(at) * 1000, from, to, flags, length: Number(length) });
-      }
-    });
-  }
-
-  static async open(netns: string): Promise<Wire> {
-    const wire = new Wire(netns);
-    await new Promise<void>((resolve, reject) => {
-      wire.#process.stderr.on('data', (text: Buffer) => {
-        if (text.includes('listening on')) resolve();
-      });
-      wire.#process.once('exit', () => reject(new Error('tcpdump ended')));
-    });
-    return wire;
-  }
-
-  /** SYNs, SYN-ACKs and payload of the pod, and payload to it, until the moment. */
-  clear(until = Number.POSITIVE_INFINITY): Packet[] {
-    const own = (address: string): boolean => (POD as readonly string[]).includes(address);
-    return this.packets.filter(
-      (each) =>
-        each.at < until &&
-        ((own(each.from) && /S/.test(each.flags)) || ((own(each.from) || own(each.to)) && each.length > 0)),
-    );
-  }
-
-  async stop(): Promise<void> {
-    if (this.#process.exitCode !== null || this.#process.signalCode !== null) return;
-    const gone = new Promise((resolve) => this.#process.once('exit', resolve));
-    this.#process.kill('SIGINT');
-    await gone;
-  }
 }
 
 describe('a new pod', () => {
@@ -234,10 +174,10 @@ describe('a new pod', () => {
       await expect.poll(() => held(uid).refusedInbound, { timeout: patient(10_000) }).toBeGreaterThan(20);
       await sleep(LATE_MS);
       const refused = held(uid).refusedInbound;
-      expect(seen.clear()).toEqual([]);
+      expect(seen.clear(POD)).toEqual([]);
       const proxy = await enrol(pod, uid);
       expect((await answers(callers)).map((each) => each.split(' ')[1])).toEqual(['plaintext', 'plaintext']);
-      expect(seen.clear(activated)).toEqual([]);
+      expect(seen.clear(POD, activated)).toEqual([]);
       expect(server.lines).toHaveLength(1);
       // What waits for nobody: the proxy reaches the application.
       proxy.process.stdin?.write(`dial - 0 ${POD[0]} 8080\n`);
@@ -259,7 +199,7 @@ describe('a new pod', () => {
       expect(await kubepods.connect(cgroup, pod, address, '80')).toEqual({ ok: false, step: 'connect', errno: EPERM });
     const callers = await hammer();
     await expect.poll(() => held(uid).refusedInbound, { timeout: patient(10_000) }).toBeGreaterThan(20);
-    expect(seen.clear()).toEqual([]);
+    expect(seen.clear(POD)).toEqual([]);
     expect(held(uid)).toMatchObject({ held: true, verdict: 'none', refusedConnects: 3, delayedConnects: 0 });
     expect(Math.abs(held(uid).since.getTime() - Date.now())).toBeLessThan(20_000);
     capture.decide(uid, 'plain');
@@ -290,7 +230,7 @@ describe('a new pod', () => {
         .refused_inbound;
     await expect.poll(dropped, { timeout: patient(10_000) }).toBeGreaterThan(20);
     await sleep(LATE_MS);
-    expect(seen.clear()).toEqual([]);
+    expect(seen.clear(POD)).toEqual([]);
     capture = open();
     expect(held(uid)).toMatchObject({ held: true, refusedConnects: 2 });
     expect(held(uid).refusedInbound).toBeGreaterThan(20);
@@ -300,7 +240,7 @@ describe('a new pod', () => {
     await enrol(pod, uid);
     expect(await waiting).toMatchObject({ ok: true, answer: `proxy outbound ${OUTSIDE.ip4}:80` });
     expect((await answers(callers)).map((each) => each.split(' ')[1])).toEqual(['plaintext', 'plaintext']);
-    expect(seen.clear(activated)).toEqual([]);
+    expect(seen.clear(POD, activated)).toEqual([]);
     expect(server.lines).toHaveLength(1);
   });
 
@@ -423,7 +363,7 @@ describe('a new pod', () => {
     await expect.poll(() => held(uid).delayedConnects).toBe(2);
     capture.decide(uid, 'plain');
     for (const each of waiting) expect(await each).toEqual({ ok: false, step: 'connect', errno: ECONNREFUSED });
-    expect(seen.clear()).toEqual([]);
+    expect(seen.clear(POD)).toEqual([]);
   });
 
   it('that runs joins and leaves without being held, and is held again in a namespace it gets later', async () => {
@@ -451,7 +391,7 @@ describe('a new pod', () => {
     await sleep(100);
     await enrol(again, uid);
     expect(await waiting).toMatchObject({ ok: true, answer: `proxy outbound ${OUTSIDE.ip4}:80` });
-    expect(seen.clear()).toEqual([]);
+    expect(seen.clear(POD)).toEqual([]);
   });
 
   it('vanishes with its cgroup, of many pods in a burst too, and what is no pod is none', async () => {

@@ -124,6 +124,13 @@ describe('a namespace', () => {
         command: ['python3', '-m', 'http.server', `${WHOAMI_PORT}`, '--directory', '/programs'],
         probe: { httpGet: { path: '/load.py', port: WHOAMI_PORT } },
       }),
+      ...(['SERVING', 'NOT_SERVING'] as const).map((health) =>
+        serverDeployment({
+          ...{ namespace: NS, name: `probe-grpc-${health === 'SERVING' ? 'well' : 'ill'}`, node: 'node2' },
+          command: ['python3', '/programs/grpc_health.py', `${WHOAMI_PORT}`, health],
+          probe: { grpc: { port: WHOAMI_PORT } },
+        }),
+      ),
       peerAuthenticationObject(NS, 'STRICT'),
     );
     await waitFor('the stranger to be refused', async () =>
@@ -133,10 +140,16 @@ describe('a namespace', () => {
     await cluster.podsReady(NS, 'app=probe-tcp');
     await cluster.podsReady(NS, 'app=probe-exec');
     await cluster.podsReady(NS, 'app=probe-http');
+    await cluster.podsReady(NS, 'app=probe-grpc-well');
     const since = now();
     await sleep(6000);
     await cluster.podsReady(NS, 'app=probe-tcp', 1000);
     await cluster.podsReady(NS, 'app=probe-http', 1000);
+    await cluster.podsReady(NS, 'app=probe-grpc-well', 1000);
+    // The kubelet hears what the pod says, not only that somebody listens.
+    await expect(cluster.podsReady(NS, 'app=probe-grpc-ill', 1000)).rejects.toThrow('to be ready');
+    const events = await cluster.kubectl(['get', 'events', '-n', NS, '--field-selector', 'reason=Unhealthy']);
+    expect(events).toMatch(/probe-grpc-ill.*NOT_SERVING/);
     await cluster.podsReady(NS, 'app=web', 1000);
     const [pod] = await podsOf(cluster, NS, 'app=probe-tcp');
     const byRoot = await cluster.nodes[1].run([
@@ -150,7 +163,8 @@ describe('a namespace', () => {
     const figures = await loadSince(cluster, NS, 'load', since);
     expect(figures.failed, figures.errors).toBe(0);
     await cluster.apply(peerAuthenticationObject(NS, 'PERMISSIVE'));
-    await cluster.kubectl(['delete', 'deployment', '-n', NS, 'probe-tcp', 'probe-exec', 'probe-http']);
+    const probed = ['tcp', 'exec', 'http', 'grpc-well', 'grpc-ill'].map((name) => `probe-${name}`);
+    await cluster.kubectl(['delete', 'deployment', '-n', NS, ...probed]);
   }, 180_000);
 
   it('keeps answering through a rolling restart of the application', async () => {

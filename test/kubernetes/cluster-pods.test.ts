@@ -10,6 +10,7 @@ import { CONTROLLER_PORT } from '../../src/mesh/ports.ts';
 import { Cluster } from './lib/cluster.ts';
 import { TOOLS_IMAGE } from './lib/images.ts';
 import { captured, containerPid, installMesh, meshPod, podsOf } from './lib/mesh.ts';
+import { SLOW_POD, SLOW_SECONDS } from './lib/node.ts';
 import { namespaceObject, peerAuthenticationObject, serverDeployment, toolsPod, WHOAMI_PORT } from './lib/objects.ts';
 import { figure, say } from './lib/report.ts';
 
@@ -140,6 +141,24 @@ threads = [threading.Thread(target=hammer, args=(h,)) for h in sys.argv[1:] for 
     await cluster.apply(peerAuthenticationObject(NS, 'PERMISSIVE'));
     await cluster.kubectl(['delete', 'pods', '-n', NS, 'hit-0', 'hit-1', 'hit-2']);
   }, 240_000);
+
+  it('whose network comes late is captured before its first packet all the same', async () => {
+    const wire = await WireRecording.start(cluster.ground, 'slow');
+    const server = await addressOf(NS, 'app=web');
+    const started = performance.now();
+    await cluster.apply(firstPod(NS, SLOW_POD, server, MARKER));
+    let log = '';
+    await waitFor('the slow pod to connect', async () => {
+      log = (await cluster.plane.kubectl(['logs', '-n', NS, SLOW_POD])).stdout;
+      return log.includes('connected');
+    });
+    const ms = performance.now() - started;
+    const report = analyseCapture(await wire.stop(), [MARKER]);
+    figure('a pod whose network comes late', `${Math.round(ms)} ms | ${log.trim().replaceAll('\n', ' | ')}`);
+    expect(ms).toBeGreaterThan(2 * SLOW_SECONDS * 1000);
+    expect(report.markersFound).toEqual([]);
+    await cluster.kubectl(['delete', 'pod', '-n', NS, SLOW_POD]);
+  }, 120_000);
 
   it('of another namespace is not held up', async () => {
     const server = await addressOf(NS, 'app=web');

@@ -1,13 +1,19 @@
 /** What the parts of the mesh may not do on a cluster, and that uninstalling leaves the nodes as they were. */
+import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type Inventory, leftSince, takeInventory } from '../../src/lab/leaks.ts';
 import { waitFor } from '../../src/lab/wait.ts';
 import { Cluster } from './lib/cluster.ts';
 import { captured, containerPid, helm, installMesh, MESH_NAMESPACE, meshPod, podsOf } from './lib/mesh.ts';
-import { namespaceObject, serverDeployment, toolsPod } from './lib/objects.ts';
+import { namespaceObject, serverDeployment, serviceAccountObject, toolsPod, WHOAMI_PORT } from './lib/objects.ts';
 import { figure, say } from './lib/report.ts';
 
 const NS = 'shop';
+/** A service account with pods on node2 alone. */
+const ONLY_ON_TWO = 'only-on-two';
+/** Label of nodes that the DaemonSet is for. */
+const IN_MESH = 'in-mesh';
+const CHECKOUT = fileURLToPath(new URL('../..', import.meta.url));
 let cluster: Cluster;
 let before: Inventory;
 const sysctls = new Map<string, string>();
@@ -16,12 +22,17 @@ beforeAll(async () => {
   cluster = await Cluster.create(say);
   await cluster.apply(namespaceObject(NS, true));
   await waitFor('the service account', async () => cluster.get('serviceaccount', 'default', NS));
-  await cluster.apply(toolsPod(NS, 'one', 'node1'), serverDeployment({ namespace: NS, name: 'two', node: 'node2' }));
+  await cluster.kubectl(['label', 'nodes', '--all', `${IN_MESH}=yes`]);
+  await cluster.apply(
+    serviceAccountObject(NS, ONLY_ON_TWO),
+    toolsPod(NS, 'one', 'node1'),
+    serverDeployment({ namespace: NS, name: 'two', node: 'node2', serviceAccount: ONLY_ON_TWO }),
+  );
   await cluster.podsReady(NS, 'app=one');
   await cluster.podsReady(NS, 'app=two');
   before = await takeInventory();
   for (const node of cluster.nodes) sysctls.set(node.name, await nodeState(node.name));
-  await installMesh(cluster, say);
+  await installMesh(cluster, say, [`node.nodeSelector.${IN_MESH}=yes`]);
   await captured(cluster, NS, true);
 }, 420_000);
 
@@ -53,7 +64,59 @@ async function fileIn(node: string, container: string, path: string): Promise<st
   return (await cluster.nodes[0].run(['cat', `/proc/${pid}/root${path}`])).stdout.trim();
 }
 
+/** Asks the authority, from node1, for a certificate with a token of some node's proxy. @returns what came of it */
+async function certificateFor(serviceAccount: string, token: string): Promise<string> {
+  const [controller] = await podsOf(cluster, MESH_NAMESPACE, 'app.kubernetes.io/component=controller');
+  const script = `
+    import { Client, credentials, Metadata, status } from '@grpc/grpc-js';
+    import { createCertificate } from './dist/mesh/control-plane.js';
+    import { makeCsr, newKey } from './dist/proxy/certificates/csr.js';
+    const { address, root, token, identity } = JSON.parse(process.argv[1]);
+    const metadata = new Metadata();
+    metadata.set('authorization', 'Bearer ' + token);
+    metadata.set('clusterid', 'Kubernetes');
+    const name = 'ebbtide-controller.${MESH_NAMESPACE}.svc';
+    const client = new Client(address, credentials.createSsl(Buffer.from(root)), {
+      'grpc.ssl_target_name_override': name, 'grpc.default_authority': name,
+    });
+    const { path, requestSerialize, responseDeserialize } = createCertificate;
+    const request = {
+      csr: makeCsr(identity, await newKey()),
+      validityDuration: 3600,
+      metadata: { fields: { ImpersonatedIdentity: { stringValue: identity } } },
+    };
+    const deadline = Date.now() + 10_000;
+    client.makeUnaryRequest(path, requestSerialize, responseDeserialize, request, metadata, { deadline }, (error, answer) => {
+      console.log(error === null ? 'signed ' + answer.certChain.length : status[error.code] + ': ' + error.details);
+      client.close();
+    });`;
+  const question = JSON.stringify({
+    address: `${controller?.status.podIP}:15012`,
+    root: await fileIn('node1', 'proxy', '/var/run/secrets/istio/root-cert.pem'),
+    token,
+    identity: `spiffe://cluster.local/ns/${NS}/sa/${serviceAccount}`,
+  });
+  const command = 'cd "$1" && shift && exec "$@"';
+  const node = [process.execPath, '--input-type=module', '-e', script, question];
+  const { stdout, stderr } = await cluster.nodes[0].run(['sh', '-c', command, 'sh', CHECKOUT, ...node]);
+  return stdout.trim() || stderr;
+}
+
 describe('rights', () => {
+  it('a node gets certificates of the pods that run on it, and of no others', async () => {
+    const token = (node: string): Promise<string> => fileIn(node, 'proxy', '/var/run/secrets/tokens/istio-token');
+    const [one, two] = [await token('node1'), await token('node2')];
+    expect(await certificateFor('default', one)).toMatch(/^signed \d/);
+    expect(await certificateFor(ONLY_ON_TWO, two)).toMatch(/^signed \d/);
+    const refused = await certificateFor(ONLY_ON_TWO, one);
+    figure('node1 asks for the certificate of a pod on node2', refused);
+    expect(refused).toMatch(/^(PERMISSION_DENIED|UNAUTHENTICATED): /);
+    expect(await certificateFor('default', two)).toMatch(/^(PERMISSION_DENIED|UNAUTHENTICATED): /);
+    // Nor is a token of the agent, for the API, one for certificates.
+    const agent = await fileIn('node2', 'agent', '/var/run/secrets/kubernetes.io/serviceaccount/token');
+    expect(await certificateFor(ONLY_ON_TWO, agent)).toMatch(/^(PERMISSION_DENIED|UNAUTHENTICATED): /);
+  });
+
   it('the proxy holds one token, which the API server does not take', async () => {
     const token = await fileIn('node1', 'proxy', '/var/run/secrets/tokens/istio-token');
     expect(token.split('.')).toHaveLength(3);
@@ -94,6 +157,39 @@ describe('rights', () => {
     const [path = ''] = (await podsOf(cluster, NS)).map(({ metadata }) => metadata.name);
     expect(path).not.toBe('');
   });
+});
+
+describe('a node that the DaemonSet leaves', () => {
+  it('lets its pods go, which would have no proxy any more, and captures them again when it comes back', async () => {
+    const redirection = async (): Promise<string | undefined> => {
+      const [pod] = await podsOf(cluster, NS, 'app=two');
+      return pod?.metadata.annotations?.['ambient.istio.io/redirection'];
+    };
+    const ask = async (): Promise<boolean> => {
+      const [pod] = await podsOf(cluster, NS, 'app=two');
+      const host = pod?.status.podIP ?? '';
+      const argv = ['python3', '/programs/client.py', 'whoami', host, `${WHOAMI_PORT}`];
+      return (await cluster.exec(NS, 'one', argv)).code === 0;
+    };
+    expect(await ask()).toBe(true);
+    const started = performance.now();
+    await cluster.kubectl(['label', 'node', 'node2', `${IN_MESH}-`]);
+    await waitFor('the pod on node2 to be let go', async () => (await redirection()) === undefined, {
+      timeoutMs: 60_000,
+      intervalMs: 200,
+    });
+    await waitFor('it to be reached in clear', ask, { timeoutMs: 30_000, intervalMs: 200 });
+    figure(
+      'label taken off a node to its pods reachable without the mesh',
+      `${Math.round(performance.now() - started)} ms`,
+    );
+    await cluster.kubectl(['label', 'node', 'node2', `${IN_MESH}=yes`]);
+    await waitFor('it to be captured again', async () => (await redirection()) === 'enabled', {
+      timeoutMs: 60_000,
+      intervalMs: 200,
+    });
+    await waitFor('it to be reached by the mesh', ask, { timeoutMs: 30_000, intervalMs: 200 });
+  }, 240_000);
 });
 
 describe('uninstall', () => {

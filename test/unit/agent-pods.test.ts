@@ -33,12 +33,15 @@ class World {
     activate: (pod) => {
       this.#step('activate', pod.uid, pod);
       this.captured.set(pod.uid, pod);
+      return undefined;
     },
     release: (uid) => {
       this.#step('release', uid);
       this.captured.delete(uid);
     },
     adopted: () => this.adopted,
+    origin: () => 'nothing',
+    repair: () => ({ repinned: 0, reattached: 0, pods: [] }),
     status: () => [],
     close: () => {},
   };

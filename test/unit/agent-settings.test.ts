@@ -63,6 +63,9 @@ describe('settings', () => {
     cniNetns: '/var/run/netns',
     kubeletPort: '10250',
     proxyNetns: 'own',
+    bootGuardOnFailure: 'continue',
+    bootGuardReleaseAfter: '600',
+    bootGuardExec: '/opt/ebbtide/bin',
   } as const;
   it.each([[undefined], [''], ['../x'], ['UPPER']])('refuse NODE_NAME %s', (name) => {
     expect(() => readSettings(raw, name === undefined ? {} : { NODE_NAME: name })).toThrow(/NODE_NAME.*spec.nodeName/);

@@ -1,7 +1,7 @@
 /** The image that is built without a container engine: it has all that its program needs, and the same input gives the same bytes. */
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { chmodSync, copyFileSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
@@ -66,6 +66,18 @@ it('runs its program in nothing but its own files', () => {
   for (const command of ['agent', 'proxy', 'controller', 'status', 'uninstall']) {
     expect(inImage(MAIN, command, '--help')).toContain(`ebbtide ${command}`);
   }
+});
+
+it('has the boot guard, which runs without any of it', () => {
+  const guard = join(root, 'opt/ebbtide/native/build/Release/ebbtide-boot-guard');
+  const bare = join(directory, 'bare');
+  mkdirSync(bare);
+  copyFileSync(guard, join(bare, 'guard'));
+  chmodSync(join(bare, 'guard'), 0o755);
+  expect(execFileSync('/usr/sbin/chroot', [bare, '/guard', '--help'], { encoding: 'utf8' })).toContain(
+    'ebbtide-boot-guard guard',
+  );
+  expect(inImage(MAIN, 'boot-guard', 'install', '--help')).toContain('--host-root');
 });
 
 it('loads every addon, and every module of agent, proxy and controller', () => {

@@ -204,6 +204,35 @@ describe.skipIf(helm === '')('the chart', () => {
     });
   });
 
+  it('lets the agent write to two directories of the node where the boot guard is asked for, and nowhere else', () => {
+    const guarded = render(helm, ['--set', 'bootGuard.enabled=true', '--set', 'bootGuard.onFailure=stop']);
+    const spec = object(guarded, 'DaemonSet', 'ebbtide-node').spec.template.spec;
+    const added = spec.volumes.filter(({ name }) => !pod.volumes.some((each) => each.name === name));
+    expect(added.map(({ name, hostPath }) => [name, (hostPath as { path: string }).path])).toEqual([
+      ['host-units', '/etc/systemd/system'],
+      ['host-exec', '/opt/ebbtide/bin'],
+    ]);
+    const mounts = (name: string) =>
+      container(guarded, name).volumeMounts.filter((each) => each.name.startsWith('host-'));
+    expect(mounts('agent').map(({ mountPath }) => mountPath)).toEqual([
+      '/host/etc/systemd/system',
+      '/host/opt/ebbtide/bin',
+    ]);
+    expect(mounts('proxy')).toEqual([]);
+    const own = Object.fromEntries(environment(container(guarded, 'agent')));
+    expect(own).toMatchObject({
+      EBBTIDE_BOOT_GUARD: '/host',
+      EBBTIDE_BOOT_GUARD_ON_FAILURE: 'stop',
+      EBBTIDE_BOOT_GUARD_DAEMONSET: 'ebbtide-system/ebbtide-node',
+      EBBTIDE_BOOT_GUARD_BPFFS: '/sys/fs/bpf',
+      EBBTIDE_BOOT_GUARD_RUN: '/var/run/ztunnel',
+    });
+    const help = source('src/agent/boot-guard/settings.ts') + source('src/agent/settings.ts');
+    for (const name of Object.keys(own).filter((each) => each.startsWith('EBBTIDE_BOOT_GUARD'))) {
+      expect(help).toContain(`'${name}'`);
+    }
+  });
+
   it('grants these rights and no others', () => {
     const rights = (kind: string, name: string): string[] =>
       (object(objects, kind, name).rules ?? []).map(
@@ -212,6 +241,7 @@ describe.skipIf(helm === '')('the chart', () => {
       );
     expect(rights('ClusterRole', 'ebbtide-agent')).toEqual([
       '/pods,namespaces get,list,watch',
+      '/nodes get',
       '/pods/status patch',
       '/events create,patch',
     ]);

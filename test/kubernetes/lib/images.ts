@@ -84,7 +84,7 @@ export async function makeToolsImage(directory: string): Promise<string> {
     await copyLibraries(extension, root);
   }
   for (const program of ['client.py', 'server.py']) cpSync(join(PEERS, program), join(root, 'programs', program));
-  cpSync(join(PROGRAMS, 'load.py'), join(root, 'programs/load.py'));
+  for (const program of ['load.py', 'grpc_health.py']) cpSync(join(PROGRAMS, program), join(root, 'programs', program));
   await must(['gcc', '-Os', '-static', '-o', join(root, 'programs/first'), join(PROGRAMS, 'first.c')]);
   writeFileSync(join(root, 'etc/passwd'), 'root:x:0:0:root:/:/bin/sh\n');
   return pack(directory, TOOLS_IMAGE, root, ['/bin/sleep', 'infinity']);

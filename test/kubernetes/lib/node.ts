@@ -3,7 +3,7 @@
  * their own, in which `/run`, `/var/log` and `/sys/fs/bpf` are the node's alone. The process ids and the kernel are the
  * machine's.
  */
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { stringify } from 'yaml';
 import { type Finished, must, run } from '../../../src/lab/exec.ts';
@@ -31,6 +31,24 @@ export interface ClusterNodeOptions {
 
 /** Folders of the machine in whose place the node has its own. */
 const OWN_FOLDERS = ['/run', '/var/log'] as const;
+
+/** Pods of this name get their network late: the namespace is there without an interface, and then with one but unknown. */
+export const SLOW_POD = 'slow-network';
+/** How late, twice. */
+export const SLOW_SECONDS = 2;
+/** In the place of the plugin, which it runs. */
+const SLOW_PLUGIN = `#!/bin/sh
+export CNI_PATH=/usr/lib/cni
+case "$CNI_COMMAND;$CNI_ARGS;" in
+ADD*";K8S_POD_NAME=${SLOW_POD};"*)
+  sleep ${SLOW_SECONDS}
+  answer=$(/usr/lib/cni/ptp) || exit
+  sleep ${SLOW_SECONDS}
+  printf '%s' "$answer"
+  ;;
+*) exec /usr/lib/cni/ptp ;;
+esac
+`;
 
 export class ClusterNode {
   readonly name: string;
@@ -145,6 +163,10 @@ export class ClusterNode {
     return join(this.options.directory, 'cni');
   }
 
+  get #plugins(): string {
+    return join(this.options.directory, 'cni-plugins');
+  }
+
   #socket(): string {
     return join(this.#own('/run'), 'containerd.sock');
   }
@@ -165,12 +187,16 @@ export class ClusterNode {
         // Without CAP_SYS_RESOURCE a lower score than one's own cannot be set.
         'restrict_oom_score_adj = true',
         '[plugins."io.containerd.grpc.v1.cri".cni]',
-        'bin_dir = "/usr/lib/cni"',
+        `bin_dir = "${this.#plugins}"`,
         `conf_dir = "${this.#cni}"`,
         '',
       ].join('\n'),
     );
     mkdirSync(this.#cni, { recursive: true });
+    mkdirSync(this.#plugins, { recursive: true });
+    writeFileSync(join(this.#plugins, 'ptp'), SLOW_PLUGIN, { mode: 0o755 });
+    // Which the runtime runs by itself.
+    symlinkSync('/usr/lib/cni/loopback', join(this.#plugins, 'loopback'));
     const ipam = {
       type: 'host-local',
       dataDir: join(directory, 'addresses'),
