@@ -263,6 +263,45 @@ def load(host, port, seconds):
     return {"done": done, "failures": failures, "slowest_ms": round(slowest * 1000), **long_ends}
 
 
+def until_answered(host, port, seconds):
+    """Connects again and again until the server, which speaks first, is heard: after how long, and after how many tries."""
+    start, tried = time.monotonic(), 0
+    while time.monotonic() < start + float(seconds):
+        tried += 1
+        try:
+            with dial(host, port, 1) as connection:
+                if connection.recv(1) != b"":
+                    return {"ms": round((time.monotonic() - start) * 1000), "tried": tried}
+        except OSError:
+            pass
+        time.sleep(0.02)
+    return {"ms": None, "tried": tried}
+
+
+def hammer(host, port, seconds):
+    """Connects again and again to a server that speaks first, and says something itself: how often it was heard. Speaks of
+    each first answer after silence on standard error."""
+    end, counts = time.monotonic() + float(seconds), {"tried": 0, "connected": 0, "answered": 0}
+    answered = False
+    while time.monotonic() < end:
+        counts["tried"] += 1
+        heard = False
+        try:
+            with dial(host, port, 0.5) as connection:
+                counts["connected"] += 1
+                connection.sendall(b"stranger-in-clear")
+                heard = connection.recv(1) != b""
+        except OSError:
+            pass
+        counts["answered"] += heard
+        if heard and not answered:
+            sys.stderr.write("answered\n")
+            sys.stderr.flush()
+        answered = heard
+        time.sleep(0.01)
+    return counts
+
+
 def hold(host, port, seconds):
     """Greeted, then waits: says how and when the connection ended."""
     with dial(host, port) as connection:
@@ -298,6 +337,8 @@ COMMANDS = {
     "many": many,
     "close-first": close_first,
     "load": load,
+    "until-answered": until_answered,
+    "hammer": hammer,
     "hold": hold,
 }
 
