@@ -8,5 +8,5 @@ export { type AccessLine, EBBTIDE, MeshNode, type Metric, sumMetrics } from './m
 export { analyseCapture, type WireConnection, type WireReport } from './pcap.js';
 export { LabProcess, placed } from './process.js';
 export { nginxClients, startNginx, startRedis, startSshd } from './programs.js';
-export { sleep, waitFor } from './wait.js';
+export { patient, sleep, waitFor } from './wait.js';
 export type { WireRecording } from './wire.js';

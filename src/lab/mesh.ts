@@ -7,7 +7,7 @@ import { type Finished, must, run } from './exec.js';
 import type { Ground } from './ground.js';
 import { CONTROL_ADDRESS } from './network.js';
 import { LabProcess, type Place, placed } from './process.js';
-import { Hopeless, waitFor } from './wait.js';
+import { Hopeless, patient, waitFor } from './wait.js';
 
 /** The `ebbtide` command as built; this file runs from src/ and from dist/, both beside it. */
 export const EBBTIDE = fileURLToPath(new URL('../../dist/main.js', import.meta.url));
@@ -19,7 +19,7 @@ export interface MeshOptions {
   readonly proxyEnv?: NodeJS.ProcessEnv;
 }
 
-const GRACE_MS = 12_000;
+const GRACE_MS = patient(12_000);
 
 /** An access log line: ztunnel's field names, values as logged. */
 export type AccessLine = Readonly<Record<string, string | number | undefined>>;
@@ -107,7 +107,14 @@ export class MeshNode {
 
   /** Asks the proxy over HTTP, from within the node. `code` is curl's: 0 only for an answer of 2xx. */
   fetch(port: number, path: string): Promise<Finished> {
-    const argv = ['curl', '-sS', '--fail', '--max-time', '5', `http://127.0.0.1:${port + this.#ports}${path}`];
+    const argv = [
+      'curl',
+      '-sS',
+      '--fail',
+      '--max-time',
+      `${patient(5000) / 1000}`,
+      `http://127.0.0.1:${port + this.#ports}${path}`,
+    ];
     return run(placed(this.place, argv));
   }
 

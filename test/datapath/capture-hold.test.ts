@@ -128,6 +128,7 @@ describe('a new pod', () => {
             .then((result) => ({ result, ms: Date.now() - began })),
         })),
       );
+      await expect.poll(() => held(uid).delayedConnects, { timeout: patient(10_000) }).toBe(clients.length);
       await sleep(LATE_MS);
       expect(held(uid)).toMatchObject({ held: true, verdict: 'mesh', refusedConnects: 0 });
       await enrol(pod, uid);

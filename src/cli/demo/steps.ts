@@ -6,6 +6,7 @@ import {
   namespaceManifest,
   nginxClients,
   type Pod,
+  patient,
   peerAuthentication,
   sumMetrics,
   waitFor,
@@ -16,7 +17,7 @@ import type { World } from './world.js';
 const OPENED = 'istio_tcp_connections_opened_total';
 
 function curl(from: Pod, url: string): Promise<Finished> {
-  return from.run(['curl', '-sS', '--max-time', '10', url]);
+  return from.run(['curl', '-sS', '--max-time', `${patient(10_000) / 1000}`, url]);
 }
 
 async function page(from: Pod, url: string): Promise<string> {

@@ -41,7 +41,7 @@ interface Report {
 }
 
 /** Begun first: they take longest. */
-const LONG = ['capture', 'policy'];
+const LONG = ['pods', 'capture', 'policy', 'load'];
 
 /** Groups by their files in the harness's folder. */
 export function findGroups(directory: string): string[] {

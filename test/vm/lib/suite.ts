@@ -78,7 +78,8 @@ export function runInGuest(title: string, files: readonly string[], options: Par
         context.task.meta.inner = { ...inner, skipped: inner.skipped - inner.passed - inner.failed, seconds };
         const failures = found.assertionResults.filter((each) => each.status === 'failed');
         const texts = failures.map((each) => `${each.fullName}\n${each.failureMessages?.join('\n') ?? ''}`);
-        if (found.status !== 'passed') throw new Error([found.message, ...texts].filter((each) => each).join('\n\n'));
+        if (found.status !== 'passed')
+          throw new Error([found.message, ...texts].filter((each) => each).join('\n\n') || `${file}: ${said}`);
         if (inner.passed === 0) throw new Error(`${file} has no test that passed`);
       });
     }
