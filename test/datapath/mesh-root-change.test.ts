@@ -8,7 +8,7 @@ import { captured, labWith, processes } from '../lib/mesh-lab.ts';
 import { Background, client, PORT, startServer } from '../lib/peers.ts';
 
 /** Lifetime of the certificates, and so the longest time until everybody knows of a change. */
-const LIFETIME_SECONDS = 20;
+const LIFETIME_SECONDS = 12;
 const LOAD_SECONDS = 80;
 
 async function rootLab(lab: Lab) {

@@ -7,7 +7,7 @@ import { packagesImage, userlandImage } from './lib/images.ts';
 import { findKernel, isKernelCached, KERNELS, type Kernel, type KernelName } from './lib/kernels.ts';
 import { HARNESS, makePlace, removePlace, sweepPlaces } from './lib/place.ts';
 import { printReport } from './lib/report.ts';
-import { findGroups, type Outcome, Runner } from './lib/runner.ts';
+import { findGroups, kernelsFor, type Outcome, Runner } from './lib/runner.ts';
 
 const say = (text: string): void => void process.stderr.write(`vm: ${text}\n`);
 
@@ -75,7 +75,9 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) {
 const outcomes: Outcome[] = [];
 try {
   // The groups that take longest begin first, so that none is left alone at the end.
-  const queue = (values.group ?? groups).flatMap((group) => kernels.map((kernel) => ({ group, kernel: kernel.name })));
+  const queue = (values.group ?? groups).flatMap((group) =>
+    kernelsFor(group, kernels).map((kernel) => ({ group, kernel: kernel.name })),
+  );
   const work = async (): Promise<void> => {
     for (let next = queue.shift(); next !== undefined && !interrupted; next = queue.shift())
       outcomes.push(await runner.run(next.kernel, next.group));

@@ -1,6 +1,6 @@
 /** The tables at the end of a run. */
 import type { Kernel } from './kernels.ts';
-import type { Outcome } from './runner.ts';
+import { kernelsFor, type Outcome } from './runner.ts';
 
 /** Lines of a table whose columns are as wide as their longest cell; the first column is to the left. */
 function table(rows: readonly (readonly string[])[]): string {
@@ -23,7 +23,7 @@ export function printReport(
 
   const cell = (kernel: Kernel, group: string): string => {
     const found = outcomes.find((each) => each.kernel === kernel.name && each.group === group);
-    if (found === undefined) return 'not run';
+    if (found === undefined) return kernelsFor(group, kernels).includes(kernel) ? 'not run' : '-';
     const count = found.failed > 0 ? `${found.failed} FAILED` : `${found.passed} passed`;
     return `${count} ${Math.round(found.seconds)}s`;
   };

@@ -43,6 +43,14 @@ interface Report {
 /** Begun first: they take longest. */
 const LONG = ['pods', 'capture', 'policy', 'load'];
 
+/** Take minutes and hardly depend on the kernel: run on the first that is asked for. */
+const ON_ONE_KERNEL = ['pair-clock', 'pair-ip6', 'pair-links', 'pair-reboot'];
+
+/** Those of the kernels on which a group is run. */
+export function kernelsFor<K>(group: string, kernels: readonly K[]): readonly K[] {
+  return ON_ONE_KERNEL.includes(group) ? kernels.slice(0, 1) : kernels;
+}
+
 /** Groups by their files in the harness's folder. */
 export function findGroups(directory: string): string[] {
   const names = readdirSync(directory).flatMap((each) => /^(.*)\.test\.ts$/.exec(each)?.[1] ?? []);
