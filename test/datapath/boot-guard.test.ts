@@ -319,6 +319,38 @@ describe('agents after a boot guard', () => {
   });
 });
 
+describe('an agent that is to keep the guard on its node', () => {
+  it('installs it, finds it installed after a restart, and takes it away where it lets all pods go', async () => {
+    const root = join(lab.directory, 'root');
+    mkdirSync(join(root, 'etc/systemd/system'), { recursive: true });
+    const unit = join(root, 'etc/systemd/system/ebbtide-boot-guard.service');
+    const first = node.agent('--boot-guard', root);
+    await eventually(() => expect(first.said('boot_guard_installed')).toBe(true));
+    const text = readFileSync(unit, 'utf8');
+    // What the unit would run does here what it is to do after a boot.
+    await first.kill();
+    run(process.execPath, 'dist/main.js', 'uninstall', '--bpffs', node.bpffs, '--host-root', lab.directory);
+    const argv = /^ExecStart=(.*)$/m.exec(text)?.[1]?.split(' ') ?? [];
+    run(join(root, argv[0] ?? ''), ...argv.slice(1), '--pod-cgroup', kubepods.directory);
+    const second = node.agent('--boot-guard', root, '--no-keep');
+    await eventually(() => expect(second.said('boot_guard_installed')).toBe(true));
+    expect(second.said('boot_guard_adopted')).toBe(true);
+    expect(readFileSync(unit, 'utf8')).toBe(text);
+    second.process.kill('SIGTERM');
+    expect(await second.exit).toBe(0);
+    expect(run('find', root, '-type', 'f', '-o', '-type', 'l')).toBe('');
+  });
+
+  it('goes on where that is not possible, and says why', async () => {
+    const agent = node.agent('--boot-guard', lab.directory);
+    await eventually(() => expect(agent.said('boot_guard_not_installed')).toBe(true));
+    expect(agent.said('started')).toBe(true);
+    const open = node.agent('--boot-guard', lab.directory, '--hold', 'allow');
+    expect(await open.exit).toBe(1);
+    expect(open.output).toContain('give --hold refuse');
+  });
+});
+
 describe('a node whose agent does not come', () => {
   const logs = (): string => join(lab.directory, 'pod-logs');
   const flags = (): string[] => [
