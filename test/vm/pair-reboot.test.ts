@@ -51,7 +51,7 @@ describe('a node whose power is cut', () => {
   /** The node's pods start, as a kubelet would start them: one calls out at once. */
   async function startPods(): Promise<void> {
     for (const pod of [server, caller]) await pair.second.makePod(pod);
-    pair.second.background(caller, 'load', target.addresses.v4, PORT.echo, LONG_S);
+    pair.second.background(caller, 'hammer', target.addresses.v4, PORT.whoami, LONG_S);
     await pair.second.startServer(server);
   }
 
@@ -72,14 +72,16 @@ describe('a node whose power is cut', () => {
     await second.guest.booted();
     await second.setUp();
     if (guarded) {
-      const said = await second.guest.run([GUARD, 'guard', '--node', second.name]);
+      const said = await second.guest.run([GUARD, 'guard', '--node', second.name, '--timeout', '150'], {
+        timeoutMs: 180_000,
+      });
       expect(said, said.stderr).toMatchObject({ code: 0 });
     }
     if (order === 'after') {
       startAgent();
       await second.ready();
     }
-    const served = first.background(client, 'until-answered', server.addresses.v4, PORT.whoami, 180);
+    const served = first.background(client, 'until-answered', server.addresses.v4, PORT.whoami, 240);
     const began = performance.now();
     if (order === 'with') startAgent();
     await startPods();

@@ -289,7 +289,7 @@ def hammer(host, port, seconds):
         try:
             with dial(host, port, 0.5) as connection:
                 counts["connected"] += 1
-                connection.sendall(b"stranger-in-clear")
+                connection.sendall(b"said-in-clear")
                 heard = connection.recv(1) != b""
         except OSError:
             pass
@@ -298,7 +298,7 @@ def hammer(host, port, seconds):
             sys.stderr.write("answered\n")
             sys.stderr.flush()
         answered = heard
-        time.sleep(0.01)
+        time.sleep(0.05)
     return counts
 
 
