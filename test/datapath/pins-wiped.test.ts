@@ -1,5 +1,5 @@
 /** Somebody empties the bpffs, unmounts it or detaches programs: while an agent runs, and while none does. */
-import { readdirSync } from 'node:fs';
+import { readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 import { readStatus } from '../../src/agent/status.ts';
@@ -103,6 +103,25 @@ for (const [how, take] of [
     await holdsNewPods();
   });
 }
+
+it('an agent holds what it pinned for a pod as long as that is captured, and no longer', async () => {
+  const agent = await captured(node.agent());
+  const descriptors = (): number => readdirSync(`/proc/${agent.process.pid}/fd`).length;
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  const withPod = descriptors();
+  const own = readdirSync(join(node.pins, 'v2', 'pods', uid)).length;
+  expect(own).toBeGreaterThan(1);
+  for (let round = 0; round < 3; round++) {
+    rmSync(join(node.manifests, 'a.yaml'));
+    await eventually(() => expect(goesOut()).toBe(true));
+    // And that of the network namespace.
+    await eventually(() => expect(descriptors()).toBe(withPod - own - 1));
+    node.declare('a', uid, pod);
+    await captured(agent);
+    // The questions for the status have descriptors, too, for a moment.
+    await eventually(() => expect(descriptors()).toBe(withPod));
+  }
+});
 
 it('while an agent runs programs are detached: it attaches them again', async () => {
   const agent = await captured(node.agent());
