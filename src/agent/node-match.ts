@@ -1,11 +1,6 @@
 /** Whether a DaemonSet still wants a node: by its nodeSelector and required node affinity, as Kubernetes' own controller decides. */
 import type { Metadata } from '../mesh/kubernetes.js';
-
-interface Requirement {
-  readonly key: string;
-  readonly operator: string;
-  readonly values?: readonly string[];
-}
+import { meetsRequirement, type Requirement } from '../mesh/selector.js';
 
 interface Term {
   readonly matchExpressions?: readonly Requirement[];
@@ -39,25 +34,14 @@ export function isWantedOn(choice: NodeChoice, node: { readonly metadata: Metada
   });
 }
 
-function meets(labels: Readonly<Record<string, string>>, { key, operator, values = [] }: Requirement): boolean {
-  const value = labels[key];
-  switch (operator) {
-    case 'In':
-      return value !== undefined && values.includes(value);
-    case 'NotIn':
-      return value === undefined || !values.includes(value);
-    case 'Exists':
-      return value !== undefined;
-    case 'DoesNotExist':
-      return value === undefined;
-    case 'Gt':
-      return isWhole(value) && isWhole(values[0]) && BigInt(value) > BigInt(values[0]);
-    case 'Lt':
-      return isWhole(value) && isWhole(values[0]) && BigInt(value) < BigInt(values[0]);
-    default:
-      // A newer Kubernetes may know more. Who is not known to be unwanted stays: letting pods go would be in clear.
-      return true;
-  }
+/** Gt and Lt are of node selectors alone. */
+function meets(labels: Readonly<Record<string, string>>, requirement: Requirement): boolean {
+  const value = labels[requirement.key];
+  const bound = requirement.values?.[0];
+  if (requirement.operator === 'Gt') return isWhole(value) && isWhole(bound) && BigInt(value) > BigInt(bound);
+  if (requirement.operator === 'Lt') return isWhole(value) && isWhole(bound) && BigInt(value) < BigInt(bound);
+  // A newer Kubernetes may know more. Who is not known to be unwanted stays: letting pods go would be in clear.
+  return meetsRequirement(labels, requirement) ?? true;
 }
 
 const isWhole = (text: string | undefined): text is string => text !== undefined && /^-?\d{1,18}$/.test(text);

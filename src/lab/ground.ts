@@ -131,7 +131,7 @@ function ownerLives(file: string): boolean {
 }
 
 /** Start time of a process in clock ticks after boot (proc(5), field 22), which tells a reused pid; '' if it is gone. */
-function startTime(pid: number): string {
+export function startTime(pid: number): string {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
     return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19] ?? '';

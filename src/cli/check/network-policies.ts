@@ -4,16 +4,13 @@
  */
 import { namespaceOf, type Pod } from '../../mesh/kubernetes.js';
 import { HBONE_PORT } from '../../mesh/ports.js';
+import { meetsRequirement, type Requirement } from '../../mesh/selector.js';
 
 type Labels = Readonly<Record<string, string>>;
 
 export interface LabelSelector {
   readonly matchLabels?: Labels;
-  readonly matchExpressions?: readonly {
-    readonly key: string;
-    readonly operator: string;
-    readonly values?: readonly string[];
-  }[];
+  readonly matchExpressions?: readonly Requirement[];
 }
 
 interface PolicyPort {
@@ -59,21 +56,7 @@ export interface Blocked {
 export function selects(selector: LabelSelector | undefined, labels: Labels = {}): boolean {
   const { matchLabels = {}, matchExpressions = [] } = selector ?? {};
   if (Object.entries(matchLabels).some(([key, value]) => labels[key] !== value)) return false;
-  return matchExpressions.every(({ key, operator, values = [] }) => {
-    const value = labels[key];
-    switch (operator) {
-      case 'In':
-        return value !== undefined && values.includes(value);
-      case 'NotIn':
-        return value === undefined || !values.includes(value);
-      case 'Exists':
-        return value !== undefined;
-      case 'DoesNotExist':
-        return value === undefined;
-      default:
-        return false;
-    }
-  });
+  return matchExpressions.every((each) => meetsRequirement(labels, each) ?? false);
 }
 
 /** Whether a policy is about this direction: the default is ingress, and egress where it has such rules. */

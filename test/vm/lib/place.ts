@@ -2,6 +2,7 @@
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { startTime } from '../../../src/lab/ground.ts';
 
 /** Root of the checkout. */
 export const CHECKOUT = new URL('../../../', import.meta.url).pathname.replace(/\/$/, '');
@@ -48,15 +49,5 @@ export function sweepPlaces(): void {
       const [pid, started] = readFileSync(file, 'utf8').trim().split(' ');
       if (started !== undefined && startTime(Number(pid)) !== started) removePlace(join(parent, name));
     }
-  }
-}
-
-/** Start time of a process in clock ticks after boot (proc(5), field 22), which tells a reused pid; '' if it is gone. */
-function startTime(pid: number): string {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19] ?? '';
-  } catch {
-    return '';
   }
 }
