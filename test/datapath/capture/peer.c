@@ -105,10 +105,16 @@ static int listen_on(const char* ip, int port, int reuse_port) {
   return fd;
 }
 
+// How long a connection may take to come about.
+static int connect_seconds(void) {
+  const char* seconds = getenv("CONNECT_SECONDS");
+  return seconds ? atoi(seconds) : 2;
+}
+
 static void read_answer(int fd, char* answer, size_t size) {
   struct pollfd p = {fd, POLLIN, 0};
   ssize_t n = 0;
-  if (poll(&p, 1, 3000) > 0) n = read(fd, answer, size - 1);
+  if (poll(&p, 1, 1000 + 1000 * connect_seconds()) > 0) n = read(fd, answer, size - 1);
   answer[n > 0 ? n : 0] = 0;
   answer[strcspn(answer, "\n")] = 0;
 }
@@ -362,8 +368,7 @@ static int run_connect(int argc, char** argv) {
       if (bind(fd, (void*)&other, m)) die("bind");
     }
   }
-  // How long connect() waits.
-  struct timeval timeout = {getenv("CONNECT_SECONDS") ? atoi(getenv("CONNECT_SECONDS")) : 2, 0};
+  struct timeval timeout = {connect_seconds(), 0};
   setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
   if (again) {
     // First to an own listener, which is not captured, then apart, then to the destination on the same
@@ -389,7 +394,7 @@ static int run_connect(int argc, char** argv) {
     snprintf(early_peer, sizeof(early_peer), "%s", local_name(fd));
     early = 1;
     struct pollfd p = {fd, POLLOUT, 0};
-    poll(&p, 1, 2000);
+    poll(&p, 1, 1000 * connect_seconds());
     socklen_t size = sizeof(errno);
     int error = 0;
     getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
