@@ -120,12 +120,13 @@ describe('two guests', () => {
     const found = performance.now() - began;
     expect(end).toMatchObject({ outcome: 'reset' });
     expect(found).toBeLessThan(FOUND_DEAD_MS);
-    // The access log is written a moment after the end.
-    const line = await waitFor('the log line of the connection', async () => {
-      const lines = (await pair.first.log('proxy')).split('\n');
-      return lines.find((each) => each.includes(`"dst.addr":"${server.addresses.v4}`) && each.includes('PING'));
+    // The access log is written a moment after the end. The kernel may know of the dead way before a PING is overdue.
+    const to = `"dst.addr":"${server.addresses.v4}:${PORT.watch}"`;
+    const said = await waitFor('the log line of the connection', async () => {
+      const lines = (await pair.first.log('proxy')).split('\n').filter((each) => each.includes(to));
+      return lines.map((each) => (JSON.parse(each) as { error?: string }).error).findLast((each) => each !== undefined);
     });
-    figure('node gone without a word', `its open connections are reset after ${Math.round(found / 1000)} s`);
-    expect(JSON.parse(line)).toMatchObject({ error: expect.stringContaining('the peer did not answer PING') });
+    figure('node gone without a word', `its open connections are reset after ${Math.round(found / 1000)} s: ${said}`);
+    expect(said).toMatch(/did not answer PING|does not read|timed out|No route to host/);
   });
 });
