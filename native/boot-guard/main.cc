@@ -9,10 +9,10 @@
 
 #include <cstdio>
 #include <cstring>
-#include <ctime>
 #include <fstream>
 #include <string>
 
+#include "boot_time.h"
 #include "error.h"
 #include "node.h"
 #include "node_capture.h"
@@ -28,10 +28,9 @@ namespace {
 
 enum Exit { kGuarded = 0, kNotGuarded = 1, kUsageWrong = 2, kOtherVersion = 3 };
 
+// Seconds since boot.
 double now() {
-  timespec at;
-  clock_gettime(CLOCK_BOOTTIME, &at);
-  return static_cast<double>(at.tv_sec) + static_cast<double>(at.tv_nsec) / 1e9;
+  return static_cast<double>(capture::bootTime()) / 1e9;
 }
 
 std::string quoted(const std::string& text) {

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <ctime>
 
+#include "boot_time.h"
 #include "error.h"
 #include "node.h"
 #include "pins.h"
@@ -19,12 +19,6 @@ using capture::CaptureError;
 namespace {
 
 constexpr unsigned kLookSeconds = 1;
-
-uint64_t bootTime() {
-  timespec now;
-  clock_gettime(CLOCK_BOOTTIME, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1000000000 + static_cast<uint64_t>(now.tv_nsec);
-}
 
 // Directories of versions, each with whether the mark is there.
 std::vector<std::string> guardsIn(const std::string& pins) {
@@ -89,7 +83,7 @@ bool waitForAgent(const Options& options) {
       std::vector<capture::Newcomer> newcomers;
       for (const std::string& directory : guards)
         for (capture::Newcomer& each : capture::newcomersOf(directory)) newcomers.push_back(std::move(each));
-      if (expectation.isOver(newcomers, podsOf(options.daemonset, options.pod_logs), bootTime()))
+      if (expectation.isOver(newcomers, podsOf(options.daemonset, options.pod_logs), capture::bootTime()))
         return release(options.pins);
     } catch (const CaptureError& error) {
       // Nothing is known, so nothing is freed.

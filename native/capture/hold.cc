@@ -12,8 +12,8 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
-#include <ctime>
 
+#include "boot_time.h"
 #include "error.h"
 #include "pins.h"
 
@@ -25,12 +25,6 @@ constexpr int kKernfsHandle = 0xfe;  // FILEID_KERNFS of the kernel's include/li
 constexpr uint64_t kOldNs = 3600ULL * 1000000000;
 constexpr const char* kNextSuffix = "_next";
 constexpr const char* kLinkNames[] = {"ebb_mkdir", "ebb_rmdir", "ebb_hold_in", "ebb_hold_out"};
-
-uint64_t bootTime() {
-  timespec now;
-  clock_gettime(CLOCK_BOOTTIME, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1000000000 + static_cast<uint64_t>(now.tv_nsec);
-}
 
 ebb_uid uidKey(const std::string& uid) {
   if (uid.empty() || uid.size() >= EBB_POD_UID_SIZE)

@@ -161,18 +161,17 @@ uint32_t filterProgram(const nlmsghdr* message) {
   return is_bpf ? program : 0;
 }
 
-std::vector<int> interfaceIndices(int netlink_fd) {
-  std::vector<int> indices;
+// Each interface of the namespace that the descriptor is of.
+void eachInterface(int netlink_fd, const char* what,
+                   const std::function<void(const nlmsghdr*, const ifinfomsg*)>& look) {
   struct {
     nlmsghdr header;
     ifinfomsg message;
   } request{};
-  request.header = {sizeof(request), RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 4, 0};
-  ask(netlink_fd, &request, sizeof(request), true, "listing interfaces", [&](const nlmsghdr* message) {
-    if (message->nlmsg_type == RTM_NEWLINK)
-      indices.push_back(static_cast<const ifinfomsg*>(NLMSG_DATA(message))->ifi_index);
+  request.header = {sizeof(request), RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 2, 0};
+  ask(netlink_fd, &request, sizeof(request), true, what, [&](const nlmsghdr* message) {
+    if (message->nlmsg_type == RTM_NEWLINK) look(message, static_cast<const ifinfomsg*>(NLMSG_DATA(message)));
   });
-  return indices;
 }
 
 }  // namespace
@@ -180,7 +179,10 @@ std::vector<int> interfaceIndices(int netlink_fd) {
 std::vector<TcFilter> ingressFilters() {
   std::vector<TcFilter> filters;
   Fd fd = openNetlink(NETLINK_ROUTE);
-  for (int index : interfaceIndices(fd.get())) {
+  std::vector<int> indices;
+  eachInterface(fd.get(), "listing interfaces",
+                [&](const nlmsghdr*, const ifinfomsg* info) { indices.push_back(info->ifi_index); });
+  for (int index : indices) {
     struct {
       nlmsghdr header;
       tcmsg message;
@@ -205,17 +207,11 @@ std::vector<PodInterface> podInterfaces(int netns_fd, int host_netns_fd) {
   inNetns(netns_fd, [&] {
     Fd fd = openNetlink(NETLINK_ROUTE);
     int host_id = namespaceId(fd.get(), host_netns_fd);
-    struct {
-      nlmsghdr header;
-      ifinfomsg message;
-    } request{};
-    request.header = {sizeof(request), RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 2, 0};
-    ask(fd.get(), &request, sizeof(request), true, "listing the interfaces of a pod",
-        [&](const nlmsghdr* message) {
-          if (message->nlmsg_type != RTM_NEWLINK) return;
-          if (static_cast<const ifinfomsg*>(NLMSG_DATA(message))->ifi_flags & IFF_LOOPBACK) return;
-          interfaces.push_back(readInterface(message, host_id));
-        });
+    eachInterface(fd.get(), "listing the interfaces of a pod",
+                  [&](const nlmsghdr* message, const ifinfomsg* info) {
+                    if (!(info->ifi_flags & IFF_LOOPBACK))
+                      interfaces.push_back(readInterface(message, host_id));
+                  });
   });
   return interfaces;
 }

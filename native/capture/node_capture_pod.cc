@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <cstring>
-#include <ctime>
 
+#include "boot_time.h"
 #include "error.h"
 #include "netlink.h"
 #include "netns.h"
@@ -45,9 +45,7 @@ ebb_pod describe(const PodSpec& spec) {
 
 // Differs from that of an earlier release of the same pod, whose flows may live on and count for nothing.
 uint32_t newGeneration() {
-  timespec now;
-  clock_gettime(CLOCK_BOOTTIME, &now);
-  return static_cast<uint32_t>(now.tv_sec * 1000 + now.tv_nsec / 1000000);
+  return static_cast<uint32_t>(bootTime() / 1000000);
 }
 
 bool tupleOrder(const ebb_tuple& a, const ebb_tuple& b) {

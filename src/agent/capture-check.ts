@@ -1,7 +1,7 @@
 /** What the capture addon can tell of a machine before anything is captured: features tried, programs that are attached. */
 import { calling, captureAddon } from './capture-addon.js';
 
-/** One attempt; see native/capture/features.h. */
+/** One attempt; see native/capture/kernel_features.h. */
 export interface Trial {
   /** KIND:WHAT, such as `program:capture/ebb_connect4` or `netns:sk_lookup`. */
   readonly name: string;

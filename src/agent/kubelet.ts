@@ -6,6 +6,7 @@
 import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { podUidOf, startTicksOf } from './pod-processes.js';
+import { listeningInodes, processIds } from './proc.js';
 
 export interface Kubelet {
   readonly pid: number;
@@ -21,19 +22,16 @@ export interface KubeletSearch {
   readonly nodeName: string;
 }
 
-const LISTEN = '0A';
-
 /**
  * Looks through the processes of the node.
  * @returns undefined where none is found, or several and it is not clear which is this node's
  */
 export function findKubelet({ proc, port, nodeName }: KubeletSearch): Kubelet | undefined {
   const byNetns = new Map<bigint, number[]>();
-  for (const name of readdirSync(proc)) {
-    const pid = Number(name);
-    if (!Number.isInteger(pid) || !isHostRoot(proc, pid)) continue;
+  for (const pid of processIds(proc)) {
+    if (!isHostRoot(proc, pid)) continue;
     try {
-      const { ino } = statSync(join(proc, name, 'ns/net'), { bigint: true });
+      const { ino } = statSync(join(proc, String(pid), 'ns/net'), { bigint: true });
       byNetns.set(ino, [...(byNetns.get(ino) ?? []), pid]);
     } catch {
       // It has ended, or is not ours to look at.
@@ -104,18 +102,12 @@ function listeners(proc: string, pids: readonly number[], port: number): number[
 
 /** Links of sockets, as in /proc/PID/fd. */
 function listeningSockets(proc: string, pids: readonly number[], port: number): Set<string> {
-  const hex = port.toString(16).toUpperCase().padStart(4, '0');
   const sockets = new Set<string>();
   for (const pid of pids) {
     try {
       for (const table of ['tcp', 'tcp6']) {
-        for (const line of readFileSync(join(proc, String(pid), 'net', table), 'utf8')
-          .split('\n')
-          .slice(1)) {
-          // "sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode"
-          const [, local = '', , state, , , , , , inode] = line.trim().split(/\s+/);
-          if (state === LISTEN && local.endsWith(`:${hex}`)) sockets.add(`socket:[${inode}]`);
-        }
+        const text = readFileSync(join(proc, String(pid), 'net', table), 'utf8');
+        for (const inode of listeningInodes(text, port)) sockets.add(`socket:[${inode}]`);
       }
       return sockets;
     } catch {

@@ -6,20 +6,28 @@ import { dirname, join } from 'node:path';
 const CGROUP2_SUPER_MAGIC = 0x63677270;
 const BPF_FS_MAGIC = 0xcafe4a11;
 
-/** linux/capability.h, and what the agent needs each for. */
-const CAPABILITIES = [
-  { name: 'CAP_NET_ADMIN', bit: 12n, use: 'attaching programs' },
-  { name: 'CAP_SYS_ADMIN', bit: 21n, use: 'entering the network namespaces of pods' },
-  { name: 'CAP_BPF', bit: 39n, use: 'loading programs' },
+/** linux/capability.h, what each is for, and whether the agent can do nothing without it. */
+export const CAPABILITIES = [
+  { name: 'CAP_NET_ADMIN', bit: 12n, use: 'attaching programs', needed: true },
+  { name: 'CAP_SYS_PTRACE', bit: 19n, use: 'opening network namespaces by the processes of pods', needed: false },
+  { name: 'CAP_SYS_ADMIN', bit: 21n, use: 'entering the network namespaces of pods', needed: true },
+  { name: 'CAP_PERFMON', bit: 38n, use: 'seeing new pods at tracepoints', needed: false },
+  { name: 'CAP_BPF', bit: 39n, use: 'loading programs', needed: true },
 ] as const;
 const CAP_SYS_ADMIN_BIT = 21n;
+/** CAP_SYS_ADMIN is accepted for these by every kernel. */
+const BY_SYS_ADMIN: readonly string[] = ['CAP_BPF', 'CAP_PERFMON'];
+
+/** Those of {@link CAPABILITIES} that a process lacks. @param status text of its /proc/PID/status */
+export function missingCapabilities(status: string): (typeof CAPABILITIES)[number][] {
+  const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)/m.exec(status)?.[1] ?? '0'}`);
+  const has = (bit: bigint): boolean => (effective & (1n << bit)) !== 0n;
+  return CAPABILITIES.filter(({ name, bit }) => !has(bit) && !(has(CAP_SYS_ADMIN_BIT) && BY_SYS_ADMIN.includes(name)));
+}
 
 /** @throws Error naming the capabilities that this process lacks */
 export function checkCapabilities(status = readFileSync('/proc/self/status', 'utf8')): void {
-  const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)/m.exec(status)?.[1] ?? '0'}`);
-  const has = (bit: bigint): boolean => (effective & (1n << bit)) !== 0n;
-  // CAP_SYS_ADMIN is accepted for CAP_BPF by every kernel.
-  const missing = CAPABILITIES.filter(({ name, bit }) => !has(bit) && !(name === 'CAP_BPF' && has(CAP_SYS_ADMIN_BIT)));
+  const missing = missingCapabilities(status).filter(({ needed }) => needed);
   if (missing.length === 0) return;
   const list = missing.map(({ name, use }) => `${name} (${use})`).join(', ');
   throw new Error(`this process lacks ${list}; run it as root, or add the capabilities to its container`);
@@ -95,3 +103,6 @@ function magicOf(path: string, flag: string): number {
     throw new Error(`${flag} ${path} cannot be used: ${(error as Error).message}; choose a directory that exists`);
   }
 }
+
+/** Differs from boot to boot. */
+export const bootId = (): string => readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();

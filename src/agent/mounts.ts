@@ -6,6 +6,7 @@ import { execFileSync } from 'node:child_process';
 import { openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { findCgroupRoot, isOnBpffs } from './machine.js';
+import { processIds } from './proc.js';
 
 /** Source of the mounts that the agent makes, in mountinfo. */
 const MOUNT_SOURCE = 'ebbtide';
@@ -44,7 +45,7 @@ function held(path: string): string {
  */
 export function outerProcess(): number | undefined {
   const own = readlinkSync('/proc/self/ns/mnt');
-  const pids = readdirSync('/proc').map(Number).filter(Number.isInteger);
+  const pids = processIds();
   for (const pid of pids.sort((a, b) => a - b)) {
     try {
       // Threads of the kernel have no command line, and the root of a time before the machine's.

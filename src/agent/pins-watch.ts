@@ -7,6 +7,7 @@ import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Logger } from '../mesh/log.js';
 import type { Capture } from './capture.js';
+import { bootId } from './machine.js';
 
 /** How often it is looked: a few dozen file names and links. */
 const LOOK_MS = 2000;
@@ -44,7 +45,7 @@ export class PinsWatch {
   constructor(options: PinsWatchOptions) {
     this.#options = options;
     this.#mark = join(options.runDirectory, MARK_FILE);
-    this.#bootId = options.bootId ?? readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+    this.#bootId = options.bootId ?? bootId();
   }
 
   start(): void {

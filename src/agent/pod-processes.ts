@@ -1,6 +1,7 @@
 /** The processes of this node's pods, found in the host's /proc by the cgroups that the kubelet put them into. */
-import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import { processIds } from './proc.js';
 
 /** A process of a pod, outside of the node's own network namespace. */
 export interface PodProcess {
@@ -105,9 +106,8 @@ export class PodProcesses {
     const oldest = new Map<string, Map<bigint, PodProcess>>();
     const byNetns = new Map<bigint, Set<string>>();
     const host = this.#netnsOf(1);
-    for (const name of readdirSync(this.#proc)) {
-      if (!/^\d+$/.test(name)) continue;
-      const found = this.#look(Number(name));
+    for (const pid of processIds(this.#proc)) {
+      const found = this.#look(pid);
       if (found === undefined || found.process.netns === host) continue;
       const { uid, process } = found;
       const ofPod = oldest.get(uid) ?? new Map<bigint, PodProcess>();

@@ -21,6 +21,14 @@ export interface MeshOptions {
 
 const GRACE_MS = patient(12_000);
 
+/**
+ * Environment by which a proxy, or the check, knows its controller.
+ * @param address as https://HOST:PORT; @param roots and @param token are files
+ */
+export function controlPlaneEnv(address: string, roots: string, token: string): Record<string, string> {
+  return { XDS_ADDRESS: address, CA_ADDRESS: address, XDS_ROOT_CA: roots, CA_ROOT_CA: roots, AUTH_TOKEN: token };
+}
+
 /** An access log line: ztunnel's field names, values as logged. */
 export type AccessLine = Readonly<Record<string, string | number | undefined>>;
 
@@ -68,11 +76,7 @@ export class MeshNode {
       env: {
         NODE_NAME: this.name,
         INPOD_UDS: this.#socket(),
-        XDS_ADDRESS: controller,
-        CA_ADDRESS: controller,
-        XDS_ROOT_CA: join(data, 'root-cert.pem'),
-        CA_ROOT_CA: join(data, 'root-cert.pem'),
-        AUTH_TOKEN: join(data, 'tokens', this.name),
+        ...controlPlaneEnv(controller, join(data, 'root-cert.pem'), join(data, 'tokens', this.name)),
         ...(first === 0
           ? {}
           : {

@@ -24,3 +24,6 @@ export const NETNS_ANNOTATION = 'ebbtide.dev/netns';
 export const ROOT_NAMESPACE = 'istio-system';
 /** Namespaces whose pods are never captured, as istio-cni's `excludeNamespaces` default has it. */
 export const EXCLUDED_NAMESPACES: readonly string[] = ['kube-system'];
+/** ConfigMap in every namespace that holds the mesh's root certificates as PEM, and its key. */
+export const ROOT_CONFIG_MAP = 'istio-ca-root-cert';
+export const ROOT_CONFIG_MAP_KEY = 'root-cert.pem';

@@ -6,30 +6,20 @@ import type { Finding } from '../../src/cli/check/finding.ts';
 import { EBBTIDE, type Lab, LabProcess, type Pod, placed, run, waitFor } from '../../src/lab/index.ts';
 import { CONTROL_ADDRESS } from '../../src/lab/network.ts';
 import { CONTROLLER_PORT } from '../../src/mesh/ports.ts';
-import { captured, labWith } from '../lib/mesh-lab.ts';
-import { Background, clientArgv, PORT, startServer } from '../lib/peers.ts';
+import { labWith, pairLab } from '../lib/mesh-lab.ts';
+import { Background, clientArgv, PORT } from '../lib/peers.ts';
 
 /** Debian's place of it, where .ci/setup installs it. It shifts what one process takes for the time. */
 const FAKETIME = ['x86_64', 'aarch64']
   .map((machine) => `/usr/lib/${machine}-linux-gnu/faketime/libfaketime.so.1`)
   .find((path) => existsSync(path));
 
-async function clockLab(lab: Lab) {
-  lab.namespace('meshed', { mesh: true });
-  const near = await lab.pod({ name: 'client', namespace: 'meshed', node: 1 });
-  const server = await lab.pod({ name: 'server', namespace: 'meshed', node: 2 });
-  await startServer(server);
-  await lab.startMesh();
-  await captured(lab, near, server);
-  return { near, server };
-}
-
 describe('a wrong clock', () => {
   let made: { near: Pod; server: Pod; lab: Lab };
   let offset: string;
   beforeAll(async () => {
     if (FAKETIME === undefined) throw new Error('no libfaketime: apt-get install libfaketime (bash .ci/setup does)');
-    made = await labWith(clockLab);
+    made = await labWith(pairLab);
     offset = join(made.lab.ground.directory, 'offset');
   });
   afterAll(() => made?.lab.close());

@@ -13,18 +13,8 @@ import {
   type WireRecording,
 } from '../../src/lab/index.ts';
 import { HBONE_PORT } from '../../src/mesh/ports.ts';
-import { captured, labWith } from '../lib/mesh-lab.ts';
-import { Background, client, clientArgv, PORT, startServer } from '../lib/peers.ts';
-
-async function failureLab(lab: Lab) {
-  lab.namespace('meshed', { mesh: true });
-  const near = await lab.pod({ name: 'client', namespace: 'meshed', node: 1 });
-  const server = await lab.pod({ name: 'server', namespace: 'meshed', node: 2 });
-  await startServer(server);
-  await lab.startMesh();
-  await captured(lab, near, server);
-  return { near, server };
-}
+import { captured, labWith, pairLab } from '../lib/mesh-lab.ts';
+import { Background, client, clientArgv, PORT } from '../lib/peers.ts';
 
 // One story told in order: each test leaves the mesh as the next one finds it.
 describe('parts that die', () => {
@@ -35,7 +25,7 @@ describe('parts that die', () => {
 
   beforeAll(async () => {
     before = await takeInventory();
-    made = await labWith(failureLab);
+    made = await labWith(pairLab);
     recording = await made.lab.recordWire('failure');
     during = await takeInventory();
   });

@@ -4,26 +4,19 @@ import { chmodSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type Lab, must, type Pod, sleep, waitFor } from '../../src/lab/index.ts';
-import { captured, labWith, processes } from '../lib/mesh-lab.ts';
-import { Background, client, PORT, startServer } from '../lib/peers.ts';
+import { captured, labWith, pairLab, processes } from '../lib/mesh-lab.ts';
+import { Background, client, PORT } from '../lib/peers.ts';
 
 /** Lifetime of the certificates, and so the longest time until everybody knows of a change. */
 const LIFETIME_SECONDS = 12;
 const LOAD_SECONDS = 80;
 
-async function rootLab(lab: Lab) {
-  lab.namespace('meshed', { mesh: true });
-  const near = await lab.pod({ name: 'client', namespace: 'meshed', node: 1 });
-  const server = await lab.pod({ name: 'server', namespace: 'meshed', node: 2 });
-  await startServer(server);
-  await lab.startMesh({
+const rootLab = (lab: Lab) =>
+  pairLab(lab, {
     controllerArguments: ['--ttl', `${LIFETIME_SECONDS}s`],
     // Tunnels do not outlive a pause, so that new ones are made with the certificates of each step.
     proxyEnv: { SECRET_TTL: `${LIFETIME_SECONDS}s` },
   });
-  await captured(lab, near, server);
-  return { near, server };
-}
 
 describe('root change', () => {
   let made: { near: Pod; server: Pod; lab: Lab };

@@ -1,24 +1,17 @@
 /** Certificates that live half a minute rotate under load. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type Lab, type Pod, sumMetrics } from '../../src/lab/index.ts';
-import { captured, labWith } from '../lib/mesh-lab.ts';
-import { Background, PORT, startServer } from '../lib/peers.ts';
+import { labWith, pairLab } from '../lib/mesh-lab.ts';
+import { Background, PORT } from '../lib/peers.ts';
 
 const LIFETIME_SECONDS = 30;
 const LOAD_SECONDS = 75;
 
-async function rotationLab(lab: Lab) {
-  lab.namespace('meshed', { mesh: true });
-  const near = await lab.pod({ name: 'client', namespace: 'meshed', node: 1 });
-  const server = await lab.pod({ name: 'server', namespace: 'meshed', node: 2 });
-  await startServer(server);
-  await lab.startMesh({
+const rotationLab = (lab: Lab) =>
+  pairLab(lab, {
     controllerArguments: ['--ttl', `${LIFETIME_SECONDS}s`],
     proxyEnv: { SECRET_TTL: `${LIFETIME_SECONDS}s` },
   });
-  await captured(lab, near, server);
-  return { near, server };
-}
 
 describe('rotation', () => {
   let made: { near: Pod; server: Pod; lab: Lab };

@@ -1,6 +1,6 @@
 /** Labs as the mesh tests use them: made, waited for, and told apart as captured or plain. */
-import { Lab, type Metric, type Pod, sumMetrics, waitFor } from '../../src/lab/index.ts';
-import { clientArgv, PORT } from './peers.ts';
+import { Lab, type MeshOptions, type Metric, type Pod, sumMetrics, waitFor } from '../../src/lab/index.ts';
+import { clientArgv, PORT, startServer } from './peers.ts';
 
 /** What the proxies of both nodes have counted. */
 export async function metricsOf(lab: Lab): Promise<Metric[]> {
@@ -45,4 +45,15 @@ export async function labWith<T extends object>(fill: (lab: Lab) => Promise<T>):
     await lab.close();
     throw error;
   }
+}
+
+/** The smallest mesh: a client on one node, a server on the other, captured both. */
+export async function pairLab(lab: Lab, options: MeshOptions = {}): Promise<{ near: Pod; server: Pod }> {
+  lab.namespace('meshed', { mesh: true });
+  const near = await lab.pod({ name: 'client', namespace: 'meshed', node: 1 });
+  const server = await lab.pod({ name: 'server', namespace: 'meshed', node: 2 });
+  await startServer(server);
+  await lab.startMesh(options);
+  await captured(lab, near, server);
+  return { near, server };
 }

@@ -56,8 +56,15 @@ export async function client(
   return JSON.parse(result.stdout) as Record<string, unknown>;
 }
 
-export function clientArgv(command: string, host: string, port: number, argument?: string | number): string[] {
-  return ['python3', CLIENT, command, host, `${port}`, ...(argument === undefined ? [] : [`${argument}`])];
+/** @param program where it is, for whom it is not beside this file */
+export function clientArgv(
+  command: string,
+  host: string,
+  port: number,
+  argument?: string | number,
+  program = CLIENT,
+): string[] {
+  return ['python3', program, command, host, `${port}`, ...(argument === undefined ? [] : [`${argument}`])];
 }
 
 /** A client that runs beside the test. */

@@ -2,11 +2,12 @@
 import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import type { Trial } from '../../src/agent/capture-check.ts';
+import { listeningInodes } from '../../src/agent/proc.ts';
 import { featureFindings } from '../../src/cli/check/features.ts';
 import { CODES, type Code, type Finding } from '../../src/cli/check/finding.ts';
 import { capabilityFinding, cgroupFinding, descriptorFinding, settingFindings } from '../../src/cli/check/machine.ts';
 import { neighbourFindings, type Surroundings } from '../../src/cli/check/neighbours.ts';
-import { isOurs, listening } from '../../src/cli/check/ports.ts';
+import { isOurs } from '../../src/cli/check/ports.ts';
 import {
   cgroupProgramFinding,
   type Foreign,
@@ -229,8 +230,8 @@ describe('ports', () => {
    0: 0100007F:3A98 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 111 1 0 100 0 0 10 0
    1: 0100007F:3A98 0100007F:1234 01 00000000:00000000 00:00000000 00000000     0        0 222 1 0 100 0 0 10 0
 `;
-    expect(listening(table, 15_000)).toEqual(['111']);
-    expect(listening(table, 15_020)).toEqual([]);
+    expect(listeningInodes(table, 15_000)).toEqual(['111']);
+    expect(listeningInodes(table, 15_020)).toEqual([]);
   });
 
   it('are Ebbtide’s own where its processes have them', () => {

@@ -11,7 +11,7 @@ import {
 import { serviceManifest } from '../../src/lab/manifests.ts';
 import { CONTROLLER_PORT, HBONE_PORT } from '../../src/mesh/ports.ts';
 import { PORT } from '../lib/peers.ts';
-import { Pair, type VmNode, type VmPod } from './lib/index.ts';
+import { isOf, Pair, type VmNode, type VmPod } from './lib/index.ts';
 
 const OPENED = 'istio_tcp_connections_opened_total';
 /** What test clients and servers say (test/lib/programs). */
@@ -143,7 +143,7 @@ describe('two guests', () => {
     const report = analyseCapture(pair.recording, MARKERS);
     expect(report.markersFound).toEqual([]);
     const between = report.connections.filter(
-      ({ client, server }) => isOf(made.server, client, server) && !isOf(made.stranger, client, server),
+      ({ client, server }) => isOf([made.server], client, server) && !isOf([made.stranger], client, server),
     );
     const tls = between.filter(({ protocol }) => protocol === 'tls1.3');
     expect(tls.length).toBeGreaterThan(0);
@@ -153,11 +153,3 @@ describe('two guests', () => {
     expect(new Set(control.map(({ protocol }) => protocol))).toEqual(new Set(['tls1.3']));
   });
 });
-
-/** Whether one end of a connection is the pod's. */
-function isOf(pod: VmPod, ...ends: readonly string[]): boolean {
-  const v6 = pod.addresses.v6.split('::');
-  const full = [...(v6[0] ?? '').split(':'), ...Array(8).fill('0')].slice(0, 7).concat(v6[1] ?? '0');
-  const name = `[${full.map((part) => part.padStart(4, '0')).join(':')}]`;
-  return ends.some((end) => end.startsWith(`${pod.addresses.v4}:`) || end.startsWith(`${name}:`));
-}

@@ -7,7 +7,7 @@ import { analyseCapture, peerAuthentication, sleep, waitFor } from '../../src/la
 import { HBONE_PORT } from '../../src/mesh/ports.ts';
 import { figure } from '../kubernetes/lib/report.ts';
 import { PORT } from '../lib/peers.ts';
-import { Pair, type VmPod } from './lib/index.ts';
+import { isOf, Pair, type VmPod } from './lib/index.ts';
 
 const GUARD = '/ebbtide/native/build/Release/ebbtide-boot-guard';
 /** Pods are held from their first instant, as by an agent on the Kubernetes API. */
@@ -137,8 +137,3 @@ describe('a node whose power is cut', () => {
     expect(now.outcome).not.toBe('data');
   });
 });
-
-/** Whether one end of a connection is one of the pods', by IPv4. */
-function isOf(pods: readonly VmPod[], ...ends: readonly string[]): boolean {
-  return pods.some((pod) => ends.some((end) => end.startsWith(`${pod.addresses.v4}:`)));
-}

@@ -1,6 +1,7 @@
 /** What became of the boot guard at the last boot, as it reports to the agent. */
 import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { bootId } from '../machine.js';
 import { REPORT_FILE } from './units.js';
 
 export interface BootReport {
@@ -13,13 +14,10 @@ export interface BootReport {
 }
 
 /** @returns undefined where there is no report of this boot */
-export function readBootReport(
-  runDirectory: string,
-  bootId = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim(),
-): BootReport | undefined {
+export function readBootReport(runDirectory: string, boot = bootId()): BootReport | undefined {
   try {
     const report = JSON.parse(readFileSync(join(runDirectory, REPORT_FILE), 'utf8')) as BootReport;
-    return report.bootId === bootId ? report : undefined;
+    return report.bootId === boot ? report : undefined;
   } catch {
     return undefined;
   }

@@ -4,12 +4,11 @@ import { type Api, ApiError, openApi } from '../../mesh/api/index.js';
 import type { ClockOffset } from '../../mesh/clock.js';
 import { decideEnrolment } from '../../mesh/enrolment.js';
 import { type Namespace, namespaceOf, type Pod } from '../../mesh/kubernetes.js';
+import { ROOT_CONFIG_MAP, ROOT_CONFIG_MAP_KEY } from '../../mesh/labels.js';
 import { splitPem } from '../../mesh/pem.js';
 import { type Finding, failed, notTried, ok, some, warning } from './finding.js';
 import { blockedPods, type NetworkPolicy } from './network-policies.js';
 
-const ROOT_CONFIG_MAP = 'istio-ca-root-cert';
-const ROOT_KEY = 'root-cert.pem';
 const TIMEOUT_MS = 10_000;
 const PAGE = 500;
 /** Pods of these labels are other meshes' and CNIs'. */
@@ -170,7 +169,7 @@ async function rootFinding(
       'give --kubeconfig of one who may; the agent has no such right on purpose',
     );
   }
-  for (const { metadata, data } of maps) published.set(metadata.namespace ?? '', data?.[ROOT_KEY]);
+  for (const { metadata, data } of maps) published.set(metadata.namespace ?? '', data?.[ROOT_CONFIG_MAP_KEY]);
   return judgeRoots(namespaces, published, controllerRoots);
 }
 

@@ -82,13 +82,7 @@ const GROUPS: readonly Group[] = [
 
 /** Findings from the trials. A group of which nothing was tried says so. */
 export function featureFindings(trials: readonly Trial[]): Finding[] {
-  const findings = GROUPS.map((group) => judge(group, trials));
-  findings.splice(
-    findings.findIndex(({ code }) => code === 'HOLD'),
-    0,
-    guardFinding(trials),
-  );
-  return findings;
+  return [...GROUPS.map((group) => judge(group, trials)), guardFinding(trials)];
 }
 
 function judge({ code, belongs, works, optional }: Group, trials: readonly Trial[]): Finding {

@@ -64,25 +64,22 @@ const MAX_TEXT = 1000;
 
 const line = (text: string): string => text.replace(/\s+/g, ' ').trim().slice(0, MAX_TEXT);
 
-export const ok = (code: Code, seen: string, hint = ''): Finding => ({ code, result: 'ok', seen: line(seen), hint });
-export const warning = (code: Code, seen: string, hint: string): Finding => ({
-  code,
-  result: 'warning',
-  seen: line(seen),
-  hint: line(hint),
-});
-export const failed = (code: Code, seen: string, hint: string): Finding => ({
-  code,
-  result: 'failed',
-  seen: line(seen),
-  hint: line(hint),
-});
-export const notTried = (code: Code, why: string, hint = ''): Finding => ({
-  code,
-  result: 'not tried',
-  seen: line(why),
-  hint: line(hint),
-});
+const finding =
+  (result: Result) =>
+  (code: Code, seen: string, hint: string): Finding => ({ code, result, seen: line(seen), hint: line(hint) });
+
+export const warning = finding('warning');
+export const failed = finding('failed');
+const good = finding('ok');
+const untried = finding('not tried');
+export const ok = (code: Code, seen: string, hint = ''): Finding => good(code, seen, hint);
+export const notTried = (code: Code, why: string, hint = ''): Finding => untried(code, why, hint);
+
+const ORDER = Object.keys(CODES);
+
+/** As the table of codes has them. */
+export const inOrder = (findings: readonly Finding[]): Finding[] =>
+  [...findings].sort((a, b) => ORDER.indexOf(a.code) - ORDER.indexOf(b.code));
 
 /** A few of many names, and how many others there are. */
 export function some(names: readonly string[], most = 3): string {

@@ -1,20 +1,9 @@
 /** Findings about this process and the machine under it: rights, mounts, limits, settings. */
-import { existsSync, readFileSync, statSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { arch, release } from 'node:os';
 import type { Trial } from '../../agent/capture-check.js';
-import { checkCgroup, findCgroupRoot, isOnBpffs } from '../../agent/machine.js';
+import { CAPABILITIES, checkCgroup, findCgroupRoot, isOnBpffs, missingCapabilities } from '../../agent/machine.js';
 import { type Finding, failed, notTried, ok, warning } from './finding.js';
-
-/** linux/capability.h; what each is for. SYS_ADMIN is taken for BPF and PERFMON by every kernel. */
-const CAPABILITIES = [
-  { name: 'CAP_NET_ADMIN', bit: 12n, use: 'attaching programs', needed: true },
-  { name: 'CAP_SYS_PTRACE', bit: 19n, use: 'opening network namespaces by the processes of pods', needed: false },
-  { name: 'CAP_SYS_ADMIN', bit: 21n, use: 'entering network namespaces', needed: true },
-  { name: 'CAP_PERFMON', bit: 38n, use: 'seeing new pods at tracepoints', needed: false },
-  { name: 'CAP_BPF', bit: 39n, use: 'loading programs', needed: true },
-] as const;
-const SYS_ADMIN = 1n << 21n;
-const BY_SYS_ADMIN: readonly string[] = ['CAP_BPF', 'CAP_PERFMON'];
 
 const BTF_PATH = '/sys/kernel/btf/vmlinux';
 /** Of each captured connection the proxy holds two sockets; nine tenths of the limit are for them (native/engine). */
@@ -27,11 +16,7 @@ export const kernelFinding = (): Finding => ok('KERNEL_RELEASE', `Linux ${releas
 
 /** @param status text of /proc/self/status */
 export function capabilityFinding(status = readFileSync('/proc/self/status', 'utf8')): Finding {
-  const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)/m.exec(status)?.[1] ?? '0'}`);
-  const admin = (effective & SYS_ADMIN) !== 0n;
-  const missing = CAPABILITIES.filter(
-    ({ name, bit }) => (effective & (1n << bit)) === 0n && !(admin && BY_SYS_ADMIN.includes(name)),
-  );
+  const missing = missingCapabilities(status);
   if (missing.length === 0) return ok('CAPABILITIES', CAPABILITIES.map(({ name }) => name).join(', '));
   const list = missing.map(({ name, use }) => `${name} (${use})`).join(', ');
   const hint = 'run it as root, or add the capabilities to the container';
@@ -86,8 +71,7 @@ export function isBpffs(path: string): boolean {
 
 export function btfFinding(path = BTF_PATH): Finding {
   try {
-    readFileSync(path).subarray(0, 1);
-    return ok('BTF', `${path}, ${Math.round(statSync(path).size / 1024)} KiB`);
+    return ok('BTF', `${path}, ${Math.round(readFileSync(path).length / 1024)} KiB`);
   } catch (error) {
     return warning(
       'BTF',

@@ -1,8 +1,9 @@
 /** The network namespaces of this machine that have processes, and the finding about their ephemeral ports. */
-import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { readInNetns, targetPorts } from '../../agent/capture-check.js';
 import { closeFd, openNetns } from '../../agent/netns.js';
+import { processIds } from '../../agent/proc.js';
 import { type Finding, notTried, ok, some, warning } from './finding.js';
 
 /** One process of a network namespace. */
@@ -17,13 +18,13 @@ const MOST = 5000;
 /** By inode. */
 export function networkNamespaces(proc = '/proc'): Map<bigint, NetnsProcess> {
   const found = new Map<bigint, NetnsProcess>();
-  for (const name of readdirSync(proc)) {
-    if (!/^\d+$/.test(name) || found.size >= MOST) continue;
+  for (const pid of processIds(proc)) {
+    if (found.size >= MOST) break;
     try {
-      const { ino } = statSync(join(proc, name, 'ns/net'), { bigint: true });
+      const { ino } = statSync(join(proc, String(pid), 'ns/net'), { bigint: true });
       if (found.has(ino)) continue;
-      const comm = readFileSync(join(proc, name, 'comm'), 'utf8').trim();
-      found.set(ino, { pid: Number(name), text: ` (process ${name} ${comm} is in it)` });
+      const comm = readFileSync(join(proc, String(pid), 'comm'), 'utf8').trim();
+      found.set(ino, { pid, text: ` (process ${pid} ${comm} is in it)` });
     } catch {
       // It has ended, or is not ours to look at.
     }

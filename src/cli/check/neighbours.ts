@@ -1,6 +1,7 @@
 /** Other meshes and CNIs that are known to act on the same pods: found by programs, by files of the node, by processes. */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { processIds } from '../../agent/proc.js';
 import { type Code, type Finding, failed, ok, some, warning } from './finding.js';
 import type { Foreign } from './programs.js';
 
@@ -118,10 +119,10 @@ export function surroundingsOf(programs: readonly Foreign[], root: string, proc 
     }
   }
   const processes: { pid: number; name: string }[] = [];
-  for (const pid of readdirSync(proc).filter((each) => /^\d+$/.test(each))) {
+  for (const pid of processIds(proc)) {
     if (processes.length >= MOST_PROCESSES) break;
     try {
-      processes.push({ pid: Number(pid), name: readFileSync(join(proc, pid, 'comm'), 'utf8').trim() });
+      processes.push({ pid, name: readFileSync(join(proc, String(pid), 'comm'), 'utf8').trim() });
     } catch {
       // It has ended.
     }

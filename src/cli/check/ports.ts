@@ -1,6 +1,7 @@
 /** Who has the ports that proxy and agent listen on, in this network namespace. Read, not tried: a try could be in their way. */
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
+import { listeningInodes, processIds } from '../../agent/proc.js';
 import { ADMIN_PORT, AGENT_PORT, METRICS_PORT, READINESS_PORT } from '../../mesh/ports.js';
 import { type Finding, failed, ok } from './finding.js';
 
@@ -10,27 +11,11 @@ const PORTS: readonly { readonly port: number; readonly use: string }[] = [
   { port: READINESS_PORT, use: "the proxy's readiness" },
   { port: AGENT_PORT, use: "the agent's metrics and readiness" },
 ];
-const LISTEN = '0A';
 
 /** Process that holds a socket, as far as this one may see. */
 export interface Holder {
   readonly pid: number;
   readonly command: string;
-}
-
-/**
- * Sockets that listen on a port.
- * @param table text of /proc/net/tcp or tcp6
- * @returns inodes
- */
-export function listening(table: string, port: number): string[] {
-  const hex = port.toString(16).toUpperCase().padStart(4, '0');
-  return table
-    .split('\n')
-    .slice(1)
-    .map((line) => line.trim().split(/\s+/))
-    .filter(([, local = '', , state]) => state === LISTEN && local.endsWith(`:${hex}`))
-    .map((fields) => fields[9] ?? '');
 }
 
 /** Whether a command line is that of an agent, a proxy or a controller of Ebbtide. */
@@ -43,7 +28,7 @@ export function portFinding(proc = '/proc'): Finding {
   const own: string[] = [];
   let holders: ReadonlyMap<string, Holder> | undefined;
   for (const { port, use } of PORTS) {
-    const inodes = tables.flatMap((table) => listening(table, port));
+    const inodes = tables.flatMap((table) => listeningInodes(table, port));
     if (inodes.length === 0) continue;
     holders ??= holdersOf(proc);
     const holder = inodes.map((inode) => holders?.get(inode)).find((found) => found !== undefined);
@@ -71,18 +56,17 @@ export function portFinding(proc = '/proc'): Finding {
 
 function holdersOf(proc: string): Map<string, Holder> {
   const holders = new Map<string, Holder>();
-  for (const name of readdirSync(proc)) {
-    if (!/^\d+$/.test(name)) continue;
+  for (const pid of processIds(proc)) {
     try {
-      const directory = join(proc, name, 'fd');
+      const directory = join(proc, String(pid), 'fd');
       for (const fd of readdirSync(directory)) {
         const inode = /^socket:\[(\d+)\]$/.exec(readlinkOr(join(directory, fd)))?.[1];
         if (inode === undefined || holders.has(inode)) continue;
-        const command = readFileSync(join(proc, name, 'cmdline'), 'utf8')
+        const command = readFileSync(join(proc, String(pid), 'cmdline'), 'utf8')
           .replaceAll('\0', ' ')
           .trim()
           .slice(0, 200);
-        holders.set(inode, { pid: Number(name), command });
+        holders.set(inode, { pid, command });
       }
     } catch {
       // It has ended, or is not ours to look at.

@@ -12,6 +12,7 @@ import {
   pinnedObjects,
 } from '../../agent/capture-check.js';
 import { closeFd, openNetns } from '../../agent/netns.js';
+import { processIds } from '../../agent/proc.js';
 import { type Finding, failed, notTried, ok, some, warning } from './finding.js';
 import { isBpffs } from './machine.js';
 import { pinDirectories } from './pins.js';
@@ -222,12 +223,13 @@ function ingressOf(netns: string): InterfaceProgram[] {
 /** Which process holds a program, or a link to it, by its descriptors. */
 function ownersOf(proc = '/proc'): Map<number, string> {
   const owners = new Map<number, string>();
-  for (const pid of readdirSync(proc).filter((name) => /^\d+$/.test(name))) {
+  for (const pid of processIds(proc)) {
+    const directory = join(proc, String(pid));
     try {
-      for (const fd of readdirSync(join(proc, pid, 'fd'))) {
-        if (!/bpf[-_](prog|link)/.test(readlinkSync(join(proc, pid, 'fd', fd)))) continue;
-        const id = /^prog_id:\s*(\d+)/m.exec(readFileSync(join(proc, pid, 'fdinfo', fd), 'utf8'))?.[1];
-        const name = readFileSync(join(proc, pid, 'comm'), 'utf8').trim();
+      for (const fd of readdirSync(join(directory, 'fd'))) {
+        if (!/bpf[-_](prog|link)/.test(readlinkSync(join(directory, 'fd', fd)))) continue;
+        const id = /^prog_id:\s*(\d+)/m.exec(readFileSync(join(directory, 'fdinfo', fd), 'utf8'))?.[1];
+        const name = readFileSync(join(directory, 'comm'), 'utf8').trim();
         if (id !== undefined && !owners.has(Number(id))) owners.set(Number(id), `of process ${pid} ${name}`);
       }
     } catch {

@@ -8,7 +8,7 @@ import type { CheckOptions } from '../check.js';
 import { clockFinding, controllerFinding } from './clock.js';
 import { clusterFindings } from './cluster.js';
 import { featureFindings } from './features.js';
-import { type Code, type Finding, notTried } from './finding.js';
+import { type Code, type Finding, inOrder, notTried } from './finding.js';
 import {
   bpffsFinding,
   btfFinding,
@@ -37,13 +37,10 @@ export async function findAll(options: CheckOptions, env: NodeJS.ProcessEnv = pr
     cgroup.finding,
     bpffsFinding(bpffs, pinned),
     ...featureFindings(trials),
-  ];
-  findings.splice(
-    findings.findIndex(({ code }) => code === 'HOLD'),
-    0,
     btfFinding(),
-  );
-  findings.push(...settingFindings(), descriptorFinding());
+    ...settingFindings(),
+    descriptorFinding(),
+  ];
   const add = (codes: readonly Code[], look: () => Finding | readonly Finding[]): void => {
     try {
       findings.push(...[look()].flat());
@@ -84,7 +81,7 @@ export async function findAll(options: CheckOptions, env: NodeJS.ProcessEnv = pr
   const told = [...controller.told];
   if (cluster.offset !== undefined) told.push({ of: 'the Kubernetes API', offset: cluster.offset });
   findings.push(controller.finding, clockFinding(told), ...cluster.findings);
-  return findings;
+  return inOrder(findings);
 }
 
 /** In a container with the node's process ids process 1 is in the node's network namespace. */

@@ -1,10 +1,8 @@
 /** The roots of trust, published to every namespace as a ConfigMap, where proxies and applications mount them. */
 import { type Api, ApiError, type ApiObject, Watched, type WatchedOptions } from '../../mesh/api/index.js';
+import { ROOT_CONFIG_MAP, ROOT_CONFIG_MAP_KEY } from '../../mesh/labels.js';
 import type { Logger } from '../../mesh/log.js';
 
-/** Istio's names. */
-const NAME = 'istio-ca-root-cert';
-const KEY = 'root-cert.pem';
 const LABEL = { 'istio.io/config': 'true' };
 /** Namespaces that hold no pods of anybody. */
 const EXCLUDED: readonly string[] = ['kube-public', 'kube-node-lease'];
@@ -41,7 +39,7 @@ export class RootDistribution {
     this.#maps = new Watched<Published>({
       api: options.api,
       path: '/api/v1/configmaps',
-      fieldSelector: `metadata.name=${NAME}`,
+      fieldSelector: `metadata.name=${ROOT_CONFIG_MAP}`,
       log: options.log,
       times: options.times,
       pick: pickPublished,
@@ -95,7 +93,7 @@ export class RootDistribution {
     const due: { readonly namespace: string; readonly exists: boolean }[] = [];
     for (const namespace of this.#options.namespaces()) {
       if (EXCLUDED.includes(namespace)) continue;
-      const published = known.get(`${namespace}/${NAME}`);
+      const published = known.get(`${namespace}/${ROOT_CONFIG_MAP}`);
       if (published?.bundle === bundle && published.label === 'true') continue;
       due.push({ namespace, exists: published !== undefined });
     }
@@ -129,7 +127,7 @@ export class RootDistribution {
 
   async #write(namespace: string, exists: boolean, bundle: string): Promise<void> {
     const path = `/api/v1/namespaces/${namespace}/configmaps`;
-    const content = { metadata: { name: NAME, labels: LABEL }, data: { [KEY]: bundle } };
+    const content = { metadata: { name: ROOT_CONFIG_MAP, labels: LABEL }, data: { [ROOT_CONFIG_MAP_KEY]: bundle } };
     if (!exists) {
       try {
         await this.#options.api.request('POST', path, { body: { apiVersion: 'v1', kind: 'ConfigMap', ...content } });
@@ -138,7 +136,7 @@ export class RootDistribution {
         if (!(error instanceof ApiError && error.reason === 'AlreadyExists')) throw error;
       }
     }
-    await this.#options.api.request('PATCH', `${path}/${NAME}`, { body: content });
+    await this.#options.api.request('PATCH', `${path}/${ROOT_CONFIG_MAP}`, { body: content });
   }
 }
 
@@ -147,5 +145,5 @@ function pickPublished(object: ApiObject): Published {
     readonly metadata: { readonly labels?: Readonly<Record<string, string>> };
     readonly data?: Readonly<Record<string, string>>;
   };
-  return { bundle: data?.[KEY], label: metadata.labels?.['istio.io/config'] };
+  return { bundle: data?.[ROOT_CONFIG_MAP_KEY], label: metadata.labels?.['istio.io/config'] };
 }

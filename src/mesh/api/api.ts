@@ -225,9 +225,10 @@ class ApiClient implements Api {
     this.#renewConnections();
     if (timeout.aborted) return new ApiError(0, 'Timeout', `${what}: no whole answer within ${timeoutMs} ms`);
     const { message } = error as Error;
-    const skew = isRefusedForTime(message) ? ' (clock skew? by the clock of this machine it is ' : '';
-    const time = skew === '' ? '' : `${new Date().toISOString()})`;
-    return new ApiError(0, 'Unreachable', `${what}: ${message}${skew}${time}`);
+    const time = isRefusedForTime(message)
+      ? ` (clock skew? by the clock of this machine it is ${new Date().toISOString()})`
+      : '';
+    return new ApiError(0, 'Unreachable', `${what}: ${message}${time}`);
   }
 
   /** Idle connections to a server that went away in silence would each cost a timeout: the next request begins with a new one. */

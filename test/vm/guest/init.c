@@ -40,6 +40,16 @@ void die(const char* format, ...) {
   for (;;) pause();
 }
 
+int read_line(const char* path, char* text, size_t size) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  ssize_t length = fd < 0 ? -1 : read(fd, text, size - 1);
+
+  if (fd >= 0) close(fd);
+  text[length > 0 ? length : 0] = 0;
+  text[strcspn(text, "\n")] = 0;
+  return length >= 0;
+}
+
 static void make_directory(const char* path) {
   if (mkdir(path, 0755) && errno != EEXIST) die("mkdir %s: %s", path, strerror(errno));
 }
@@ -89,13 +99,9 @@ static int find_disk(const char* serial, char* device, size_t size, int wait_ms)
     int found = 0;
 
     while (blocks && !found && (entry = readdir(blocks))) {
-      char path[300], text[32] = "";
+      char path[300], text[32];
       snprintf(path, sizeof(path), "/sys/block/%s/serial", entry->d_name);
-      int fd = open(path, O_RDONLY | O_CLOEXEC);
-      if (fd < 0) continue;
-      if (read(fd, text, sizeof(text) - 1) > 0) text[strcspn(text, "\n")] = 0;
-      close(fd);
-      if (strcmp(text, serial)) continue;
+      if (!read_line(path, text, sizeof(text)) || strcmp(text, serial)) continue;
       snprintf(device, size, "/dev/%s", entry->d_name);
       found = 1;
     }
@@ -116,13 +122,10 @@ static void mount_disk(const char* serial, const char* target) {
 static const char* parameter(const char* name) {
   static char line[4096];
   static char value[256];
-  int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
-  ssize_t size = fd < 0 ? 0 : read(fd, line, sizeof(line) - 1);
   size_t length = strlen(name);
 
-  if (fd >= 0) close(fd);
-  line[size > 0 ? size : 0] = 0;
-  for (char* word = strtok(line, " \n"); word; word = strtok(NULL, " \n"))
+  if (!read_line("/proc/cmdline", line, sizeof(line))) return NULL;
+  for (char* word = strtok(line, " "); word; word = strtok(NULL, " "))
     if (!strncmp(word, name, length) && word[length] == '=') {
       snprintf(value, sizeof(value), "%s", word + length + 1);
       return value;

@@ -75,13 +75,9 @@ static void open_port(const char* name) {
     struct dirent* entry;
 
     while (ports && (entry = readdir(ports))) {
-      char path[320], text[64] = "";
+      char path[320], text[64];
       snprintf(path, sizeof(path), "/sys/class/virtio-ports/%s/name", entry->d_name);
-      int fd = open(path, O_RDONLY | O_CLOEXEC);
-      if (fd < 0) continue;
-      if (read(fd, text, sizeof(text) - 1) > 0) text[strcspn(text, "\n")] = 0;
-      close(fd);
-      if (strcmp(text, name)) continue;
+      if (!read_line(path, text, sizeof(text)) || strcmp(text, name)) continue;
       snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
       port = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
       if (port < 0) die("%s: %s", path, strerror(errno));

@@ -5,7 +5,7 @@ import { stringify } from 'yaml';
 import type { Finished } from '../../../src/lab/exec.ts';
 import type { Manifest } from '../../../src/lab/manifests.ts';
 import { ManifestFolder, podManifest } from '../../../src/lab/manifests.ts';
-import { type Metric, parseMetrics } from '../../../src/lab/mesh.ts';
+import { controlPlaneEnv, type Metric, parseMetrics } from '../../../src/lab/mesh.ts';
 import {
   type Addresses,
   networkSysctls,
@@ -17,7 +17,7 @@ import {
 import { type Place, placed } from '../../../src/lab/process.ts';
 import { waitFor } from '../../../src/lab/wait.ts';
 import { CONTROLLER_PORT, METRICS_PORT, READINESS_PORT } from '../../../src/mesh/ports.ts';
-import { PORT } from '../../lib/peers.ts';
+import { clientArgv, PORT } from '../../lib/peers.ts';
 import type { Guest, GuestRunOptions } from './guest.ts';
 import type { GuestProcess } from './guest-process.ts';
 
@@ -26,7 +26,8 @@ const DIRECTORY = '/state/ebbtide';
 const MANIFESTS = `${DIRECTORY}/manifests`;
 const LOGS = `${DIRECTORY}/logs`;
 const SOCKET = '/run/ebbtide-zds.sock';
-const PROGRAMS = '/ebbtide/test/lib/programs';
+const SERVER = '/ebbtide/test/lib/programs/server.py';
+const CLIENT = '/ebbtide/test/lib/programs/client.py';
 const EBBTIDE = ['node', '/ebbtide/dist/main.js'];
 /** Of software emulation on a busy machine. */
 const SLOW_MS = 180_000;
@@ -179,14 +180,11 @@ export class VmNode {
 
   /** Environment by which the controller is reached. */
   get controlPlane(): Readonly<Record<string, string>> {
-    const controller = `https://${this.controllerAddress}`;
-    return {
-      XDS_ADDRESS: controller,
-      CA_ADDRESS: controller,
-      XDS_ROOT_CA: `${DIRECTORY}/node/root.pem`,
-      CA_ROOT_CA: `${DIRECTORY}/node/root.pem`,
-      AUTH_TOKEN: `${DIRECTORY}/node/token`,
-    };
+    return controlPlaneEnv(
+      `https://${this.controllerAddress}`,
+      `${DIRECTORY}/node/root.pem`,
+      `${DIRECTORY}/node/token`,
+    );
   }
 
   startProxy(): void {
@@ -238,7 +236,7 @@ export class VmNode {
 
   /** Starts the test server in a pod; resolves when it listens. */
   async startServer(pod: VmPod): Promise<GuestProcess> {
-    const server = this.start(pod, `server-${pod.name}`, ['python3', `${PROGRAMS}/server.py`]);
+    const server = this.start(pod, `server-${pod.name}`, ['python3', SERVER]);
     const all = [PORT.whoami, PORT.stall].map((port) => `ss -Hltn 'sport = :${port}' | grep -q .`).join(' && ');
     const check = placed(pod.place, ['sh', '-c', all]).map(quote).join(' ');
     await this.#until(`the server in ${pod.name} to listen`, check, `server-${pod.name}`);
@@ -253,7 +251,7 @@ export class VmNode {
     port: number,
     argument?: string | number,
   ): Promise<ClientReport> {
-    const result = await this.run(pod, clientArgv(command, host, port, argument), { timeoutMs: SLOW_MS });
+    const result = await this.run(pod, clientArgv(command, host, port, argument, CLIENT), { timeoutMs: SLOW_MS });
     if (result.code === 0) return JSON.parse(result.stdout) as ClientReport;
     const last = result.stderr.trim().split('\n').at(-1) ?? '';
     throw new Error(`${command} from ${pod.name} to ${host} port ${port} failed (${result.code}): ${last}`);
@@ -261,7 +259,7 @@ export class VmNode {
 
   /** A test client that runs beside the test; `report` has what it reports at its end. */
   background(pod: VmPod, command: string, host: string, port: number, argument?: string | number): BackgroundClient {
-    const process = this.guest.start(placed(pod.place, clientArgv(command, host, port, argument)));
+    const process = this.guest.start(placed(pod.place, clientArgv(command, host, port, argument, CLIENT)));
     const report = process.ended.then((code) => {
       if (code === 0) return JSON.parse(process.stdout) as ClientReport;
       throw new Error(`${command} from ${pod.name} ended with ${code}: ${process.stderr.slice(-1000)}`);
@@ -304,20 +302,19 @@ export interface BackgroundClient {
   readonly report: Promise<ClientReport>;
 }
 
-function clientArgv(command: string, host: string, port: number, argument?: string | number): string[] {
-  return [
-    'python3',
-    `${PROGRAMS}/client.py`,
-    command,
-    host,
-    `${port}`,
-    ...(argument === undefined ? [] : [`${argument}`]),
-  ];
-}
-
 function onlyIp6(manifest: Manifest, pod: string, node: string): Manifest {
   const status = manifest.status as object;
   return { ...manifest, status: { ...status, podIP: pod, podIPs: [{ ip: pod }], hostIP: node } };
+}
+
+/** Whether one end of a connection on the wire, as the analysis of a recording names it, is one of the pods'. */
+export function isOf(pods: readonly VmPod[], ...ends: readonly string[]): boolean {
+  const names = pods.flatMap(({ addresses: { v4, v6 } }) => {
+    const [prefix = '', host = ''] = v6.split('::');
+    const groups = [...prefix.split(':'), ...Array<string>(8).fill('0')].slice(0, 7).concat(host);
+    return [`${v4}:`, `[${groups.map((each) => each.padStart(4, '0')).join(':')}]:`];
+  });
+  return ends.some((end) => names.some((name) => end.startsWith(name)));
 }
 
 function quote(text: string): string {
