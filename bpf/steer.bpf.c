@@ -55,8 +55,10 @@ int ebb_steer(struct bpf_sk_lookup* ctx) {
     if (flow && flow->kind == EBB_KIND_PROBE) return SK_PASS;
     /* By address, never by interface: a connection to the own address shows the index of eth0. */
     if (ebb_is_loopback(key.local) || ebb_is_own(cookie, key.local)) return SK_PASS;
-    if (pod->flags & EBB_POD_BYPASS_INBOUND) return SK_PASS;
     role = key.remote_port == EBB_HBONE_PORT ? EBB_ROLE_HBONE : EBB_ROLE_PLAINTEXT;
+    /* A pod that is let go is plain again; peers that have not learnt of it yet still come by HBONE. */
+    if (!(pod->flags & EBB_POD_CAPTURED) && role != EBB_ROLE_HBONE) return SK_PASS;
+    if (pod->flags & EBB_POD_BYPASS_INBOUND) return SK_PASS;
   }
 
   hash = ebb_mix(key.local[3], ((__u32)key.local_port << 16) | key.remote_port);

@@ -91,7 +91,7 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
          InstanceMethod<&CaptureObject::decided>("decided"), InstanceMethod<&CaptureObject::held>("held"),
          InstanceMethod<&CaptureObject::heldTotals>("heldTotals"),
          InstanceMethod<&CaptureObject::prepare>("prepare"),
-         InstanceMethod<&CaptureObject::activate>("activate"),
+         InstanceMethod<&CaptureObject::activate>("activate"), InstanceMethod<&CaptureObject::drain>("drain"),
          InstanceMethod<&CaptureObject::release>("release"),
          InstanceMethod<&CaptureObject::adopted>("adopted"), InstanceMethod<&CaptureObject::origin>("origin"),
          InstanceMethod<&CaptureObject::repair>("repair"), InstanceMethod<&CaptureObject::status>("status"),
@@ -192,6 +192,9 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
       object.Set("inheritedConnections", static_cast<double>(before->inherited_connections));
       return object;
     });
+  }
+  void drain(const Napi::CallbackInfo& info) {
+    with(info, [&](NodeCapture& capture) { capture.drain(info[0].ToString()); });
   }
   void release(const Napi::CallbackInfo& info) {
     with(info, [&](NodeCapture& capture) { capture.release(info[0].ToString()); });

@@ -83,6 +83,9 @@ class NodeCapture {
   void prepare(const PodSpec& pod);
   // What the pod did before; empty where it was captured already.
   std::optional<BeforeCapture> activate(const PodSpec& pod);
+  // New connections are the pod's own from here, but for HBONE to it; the proxy finishes what it has begun,
+  // until release.
+  void drain(const std::string& uid);
   void release(const std::string& uid);
   const std::vector<KnownPod>& adopted() const { return adopted_; }
   std::vector<PodStatus> status();
@@ -96,10 +99,12 @@ class NodeCapture {
   void removeAll();
 
  private:
+  static constexpr const char* kNoGuard = "not attached: the pod is not captured";
+
   struct Pod {
     uint64_t cookie = 0;
     std::vector<Address> addresses;
-    std::string guard = "not attached: the pod is not captured";
+    std::string guard = kNoGuard;
     Fd netns;  // only while inherited connections are open, to see them end
     std::vector<ebb_tuple> inherited;
   };
@@ -128,6 +133,7 @@ class NodeCapture {
   void publishInherited(const PodSpec& spec, Pod& pod);
   void forgetInherited(const ebb_tuple& tuple);
   void pruneInherited(Pod& pod);
+  void unguard(const std::string& uid, Pod& pod);
   void guardPod(const PodSpec& spec, Pod& pod, BeforeCapture& before);
   // In the node's network namespace, where interfaces have the numbers by which guards know them.
   void onNode(const std::function<void()>& work) const;

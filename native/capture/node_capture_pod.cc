@@ -235,17 +235,38 @@ void NodeCapture::release(const std::string& uid) {
   releasePod(uid);
 }
 
+// The guard goes first: it would drop what is not captured any more.
+void NodeCapture::drain(const std::string& uid) {
+  hold_->released(uid);
+  auto found = pods_.find(uid);
+  if (found == pods_.end()) return;
+  Pod& pod = found->second;
+  unguard(uid, pod);
+  keep(podDirectory(uid));
+  ebb_pod value;
+  if (bpf_map_lookup_elem(maps_.pods.get(), &pod.cookie, &value)) return;
+  value.flags &= ~EBB_POD_CAPTURED;
+  if (bpf_map_update_elem(maps_.pods.get(), &pod.cookie, &value, BPF_EXIST))
+    throw CaptureError("draining pod " + uid, errno);
+}
+
+void NodeCapture::unguard(const std::string& uid, Pod& pod) {
+  std::string directory = podDirectory(uid);
+  letGo(directory);
+  onNode([&] { removeGuards(directory); });
+  pod.guard = kNoGuard;
+  for (const ebb_tuple& tuple : pod.inherited) forgetInherited(tuple);
+  pod.inherited.clear();
+}
+
 void NodeCapture::releasePod(const std::string& uid) {
   auto found = pods_.find(uid);
   if (found == pods_.end()) return;
   Pod& pod = found->second;
-  std::string directory = podDirectory(uid);
-  letGo(directory);
-  onNode([&] { removeGuards(directory); });
-  for (const ebb_tuple& tuple : pod.inherited) forgetInherited(tuple);
+  unguard(uid, pod);
   if (bpf_map_delete_elem(maps_.pods.get(), &pod.cookie) && errno != ENOENT)
     throw CaptureError("releasing pod " + uid, errno);
-  removePins(directory);
+  removePins(podDirectory(uid));
   writeAddresses(pod, {});
   bpf_map_delete_elem(maps_.stats.get(), &pod.cookie);
   pods_.erase(found);

@@ -156,8 +156,8 @@ export class CaptureError extends Error {
 
 /**
  * One agent's capture. Errors are CaptureError with what was tried, errno, and the verifier's log where there is one.
- * Sequence for a pod: decide -> prepare -> (proxy opens its listeners in the pod's netns) -> activate -> ... -> release
- * -> forget.
+ * Sequence for a pod: decide -> prepare -> (proxy opens its listeners in the pod's netns) -> activate -> ... ->
+ * (drain -> proxy ends what is open ->) release -> forget.
  */
 export interface Capture {
   /** The proxy behind this process id (as SO_PEERCRED told) may open listeners and state claims. */
@@ -195,7 +195,12 @@ export interface Capture {
   prepare(pod: CapturePod): void;
   /** Steers inbound connections, captures outbound ones, lists the inherited ones, guards the veth. Idempotent: undefined where it was captured already. */
   activate(pod: CapturePod): BeforeCapture | undefined;
-  /** Lets the pod go: new connections are its own again. Unknown uid is no error. */
+  /**
+   * New connections are the pod's own again, but for HBONE to it, of peers that have not learnt of it. The proxy may finish
+   * what it has begun, and states claims as before, until `release`. Unknown uid is no error.
+   */
+  drain(uid: string): void;
+  /** Lets the pod go at once: new connections are its own again, and the kernel knows it no more. Unknown uid is no error. */
   release(uid: string): void;
   /** Pods found pinned when this capture was opened. */
   adopted(): AdoptedPod[];

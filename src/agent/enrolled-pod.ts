@@ -182,8 +182,8 @@ export class EnrolledPod implements ZdsWorkload {
     if (this.#state === 'leaving' || this.#state === 'left') return;
     this.#cancel();
     this.#enter('leaving', reason);
-    if (delayMs === 0) this.#letGo(true);
-    else this.#timer = setTimeout(() => this.#letGo(false), delayMs);
+    if (delayMs === 0) this.#letGo();
+    else this.#timer = setTimeout(() => this.#drain(), delayMs);
   }
 
   /** Stops all timers and closes the descriptor; leaves the kernel as it is. */
@@ -274,12 +274,43 @@ export class EnrolledPod implements ZdsWorkload {
     }
   }
 
-  #letGo(deleted: boolean): void {
+  /** The pod gets its own network back, and the proxies go on with what they have open for a while. */
+  #drain(): void {
     this.#timer = undefined;
+    if (
+      !this.#toKernel(
+        () => this.#options.capture.drain(this.uid),
+        () => this.#drain(),
+      )
+    )
+      return;
+    this.#captured = false;
+    this.#timer = setTimeout(() => this.#letGo(), LAST_CONNECTIONS_MS);
+  }
+
+  /** The pod's connections through the proxies end, and nothing is left of it. */
+  #letGo(): void {
+    this.#timer = undefined;
+    this.#tellGone();
+    if (
+      !this.#toKernel(
+        () => this.#options.capture.release(this.uid),
+        () => this.#letGo(),
+      )
+    )
+      return;
+    this.#captured = false;
+    this.#prepared = false;
+    this.#closeNetns();
+    this.#enter('left', this.#reason);
+    this.#options.left(this);
+  }
+
+  /** @returns whether the kernel did it; if not, it is asked again later */
+  #toKernel(step: () => void, again: () => void): boolean {
     try {
-      // A pod that lives on gets its own network back before its listeners close; one that is gone needs neither.
-      if (deleted) this.#tellGone();
-      this.#options.capture.release(this.uid);
+      step();
+      return true;
     } catch (error) {
       const delay = this.#backoff.next();
       this.#log.error(
@@ -287,26 +318,9 @@ export class EnrolledPod implements ZdsWorkload {
         'a pod cannot be let go yet',
       );
       this.#setReason((error as Error).message);
-      this.#timer = setTimeout(() => this.#letGo(deleted), delay);
-      return;
+      this.#timer = setTimeout(again, delay);
+      return false;
     }
-    this.#captured = false;
-    this.#prepared = false;
-    if (deleted) this.#end();
-    else this.#timer = setTimeout(() => this.#close(), LAST_CONNECTIONS_MS);
-  }
-
-  /** The pod's connections through the proxies end. */
-  #close(): void {
-    this.#timer = undefined;
-    this.#tellGone();
-    this.#end();
-  }
-
-  #end(): void {
-    this.#closeNetns();
-    this.#enter('left', this.#reason);
-    this.#options.left(this);
   }
 
   #tellGone(): void {

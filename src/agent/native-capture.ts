@@ -83,6 +83,10 @@ class NativeCapture implements Capture {
     return calling(() => this.#addon.activate(pod));
   }
 
+  drain(uid: string): void {
+    calling(() => this.#addon.drain(uid));
+  }
+
   release(uid: string): void {
     calling(() => this.#addon.release(uid));
   }

@@ -35,6 +35,10 @@ class World {
       this.captured.set(pod.uid, pod);
       return undefined;
     },
+    drain: (uid) => {
+      this.#step('drain', uid);
+      this.captured.delete(uid);
+    },
     release: (uid) => {
       this.#step('release', uid);
       this.captured.delete(uid);
@@ -222,19 +226,19 @@ describe('a pod that is captured', () => {
     expect(steps()).toEqual([]);
     expect(state()).toEqual([['leaving', 'not labelled']]);
     await pass(1);
-    expect(steps()).toEqual(['release p']);
+    expect(steps()).toEqual(['drain p']);
     // What it has open through the proxy may end by itself.
     await pass(1999);
     expect(steps()).toEqual([]);
     await pass(1);
-    expect(steps()).toEqual(['del p']);
+    expect(steps()).toEqual(['del p', 'release p']);
     expect(state()).toEqual([['not enrolled', 'not labelled']]);
   });
 
   it('is captured again when it is labelled while its last connections end, and the proxy keeps it', async () => {
     pods.apply(objects([podObject()], team('none')), true);
     await pass(1000);
-    expect(steps()).toEqual(['release p']);
+    expect(steps()).toEqual(['drain p']);
     pods.apply(objects([podObject()]), true);
     await pass(10_000);
     expect(steps()).toEqual(['prepare p', 'add p', 'activate p']);
@@ -246,7 +250,7 @@ describe('a pod that is captured', () => {
     await pass(300);
     pods.apply(objects([podObject()]), true);
     await pass(5000);
-    expect(steps()).not.toContain('release p');
+    expect(steps()).not.toContain('drain p');
     expect(state()).toEqual([['captured', '']]);
   });
 

@@ -30,7 +30,7 @@ export interface ClusterNodeOptions {
 }
 
 /** Folders of the machine in whose place the node has its own. */
-const OWN_FOLDERS = ['/run', '/var/log'] as const;
+const OWN_FOLDERS = ['/run', '/var/log', '/var/lib/kubelet'] as const;
 
 /** Pods of this name get their network late: the namespace is there without an interface, and then with one but unknown. */
 export const SLOW_POD = 'slow-network';
@@ -77,6 +77,7 @@ export class ClusterNode {
     const config = join(this.options.directory, 'containerd.toml');
     const own = OWN_FOLDERS.map((folder) => `mount --bind '${this.#own(folder)}' ${folder}`);
     const script = [
+      `mkdir -p ${OWN_FOLDERS.join(' ')}`,
       // Volumes that kubelet mounts must be seen by the runtime and by pods that ask for it.
       'mount --make-rshared /',
       // The folders are below one that gets hidden: each is opened through the disk's own path.
