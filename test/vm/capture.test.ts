@@ -2,6 +2,7 @@
 import { runInGuest } from './lib/suite.ts';
 
 runInGuest('capture', [
+  'capture-drain',
   'capture-guard',
   'capture-inbound',
   'capture-killed',
