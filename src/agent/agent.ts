@@ -201,7 +201,7 @@ export class Agent {
 
   /** @throws CaptureError */
   #openCapture(): Capture {
-    const { cgroup, pinDirectory, hold, hostProc, hostNetns, ownPod } = this.#settings;
+    const { cgroup, pinDirectory, hold, classicGuard, hostProc, hostNetns, ownPod } = this.#settings;
     if (this.#kubeletSearch !== undefined) {
       // Tried again and again while another agent has the node, but looked for only every now and then.
       const now = performance.now();
@@ -218,6 +218,7 @@ export class Agent {
     const capture = openCapture({
       cgroup,
       pinDirectory,
+      classicGuard,
       ...(this.#hostNetns === undefined ? {} : { hostNetns: this.#hostNetns }),
       ...(hold === undefined ? {} : { hold }),
     });

@@ -125,7 +125,7 @@ export interface CaptureOptions {
   readonly cgroup: string;
   /** Directory on a bpffs, of this agent alone; made if missing. Holds versioned subdirectories. */
   readonly pinDirectory: string;
-  /** Guard by clsact as on kernels before 6.6, also where tcx is known. For tests. */
+  /** Guard by clsact as on kernels before 6.6, also where tcx is known. */
   readonly classicGuard?: boolean;
   /**
    * The node's network namespace, in which the host sides of the pods' veths are. Default: that of this process, which

@@ -1,5 +1,6 @@
 import { Command } from 'commander';
-import { addOptions, readSettings } from './settings.js';
+import { addOptions } from './options.js';
+import { readSettings } from './settings.js';
 
 /** `ebbtide agent`: runs until SIGTERM or SIGINT; exit code 0 after a clean stop, 1 where it cannot start. */
 export function agentCommand(): Command {

@@ -58,6 +58,7 @@ describe('the cgroup of the node’s pods', () => {
 describe('settings', () => {
   const raw = {
     manifests: 'm',
+    guard: 'auto',
     bpffs: '/sys/fs/bpf',
     hostProc: '/proc',
     cniNetns: '/var/run/netns',

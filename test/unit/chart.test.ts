@@ -227,7 +227,8 @@ describe.skipIf(helm === '')('the chart', () => {
       EBBTIDE_BOOT_GUARD_BPFFS: '/sys/fs/bpf',
       EBBTIDE_BOOT_GUARD_RUN: '/var/run/ztunnel',
     });
-    const help = source('src/agent/boot-guard/settings.ts') + source('src/agent/settings.ts');
+    const help =
+      source('src/agent/boot-guard/settings.ts') + source('src/agent/settings.ts') + source('src/agent/options.ts');
     for (const name of Object.keys(own).filter((each) => each.startsWith('EBBTIDE_BOOT_GUARD'))) {
       expect(help).toContain(`'${name}'`);
     }
