@@ -8,6 +8,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import type { Capture } from '../../src/agent/capture.ts';
 import { openCapture } from '../../src/agent/native-capture.ts';
 import { readStatus } from '../../src/agent/status.ts';
+import { patient } from '../../src/lab/wait.ts';
 import { BootNode } from './capture/boot-guard.ts';
 import { bpfObjects, CaptureLab, cgroupRoot, type LabPod, OUTSIDE, type Peer, run } from './capture/lab.ts';
 import { Kubepods } from './capture/newcomers.ts';
@@ -27,7 +28,8 @@ let before: ReturnType<typeof bpfObjects>;
 const captures: Capture[] = [];
 
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
-const eventually = (check: () => unknown): Promise<unknown> => vi.waitFor(check, { timeout: 20_000, interval: 20 });
+const eventually = (check: () => unknown): Promise<unknown> =>
+  vi.waitFor(check, { timeout: patient(20_000), interval: 20 });
 
 /** What is loaded and attached, which does not change when nothing is done. */
 function ownObjects(): Record<string, number[]> {
@@ -106,7 +108,7 @@ describe('a boot guard', () => {
     capture.activate({ ...pod.pod, uid });
     expect(await waiting).toMatchObject({ ok: true, answer: `proxy outbound ${OUTSIDE.ip4}:80` });
     for (const caller of callers) {
-      const { answer } = await caller.next((line) => 'answer' in line, 0, 20_000);
+      const { answer } = await caller.next((line) => 'answer' in line, 0, patient(20_000));
       expect(answer).toMatch(/^proxy plaintext /);
     }
     expect(seen.clear(POD, activated)).toEqual([]);
@@ -133,7 +135,7 @@ describe('a boot guard', () => {
     open().decide(uid, 'plain');
     expect(await kubepods.connect(cgroup, pod, OUTSIDE.ip4, '80')).toMatchObject({ ok: true });
     for (const caller of callers) {
-      expect((await caller.next((line) => 'answer' in line, 0, 20_000)).answer).toMatch(/^app /);
+      expect((await caller.next((line) => 'answer' in line, 0, patient(20_000))).answer).toMatch(/^app /);
     }
   });
 
@@ -191,7 +193,7 @@ describe('a boot guard', () => {
     node.guard();
     const { uid, cgroup, pod } = await startPod();
     renameSync(join(node.pins, 'v2'), join(node.pins, 'v1'));
-    const stop = Date.now() + 1500;
+    const stop = Date.now() + patient(1500);
     const tries = (async () => {
       const errors: unknown[] = [];
       while (Date.now() < stop) errors.push((await kubepods.connect(cgroup, pod, OUTSIDE.ip4, '80')).errno);
@@ -214,50 +216,54 @@ describe('a boot guard', () => {
 });
 
 describe('agents after a boot guard', () => {
-  it('that are killed again and again let nothing out of pods that start meanwhile, and the last captures them', async () => {
-    await lab.startOutside('serve', '::', '80');
-    const seen = await watch();
-    expect(node.guard().code).toBe(GUARDED);
-    const addresses = [POD, ['10.231.0.3', 'fd31::3'], ['10.231.0.4', 'fd31::4']] as const;
-    const pods: { uid: string; cgroup: string; pod: LabPod; name: string }[] = [];
-    let lives = 0;
-    let started = 0;
-    for (const [i, own] of addresses.entries()) {
-      const { uid, cgroup } = kubepods.make(i % 2 === 0 ? 'cgroupfs' : 'systemd');
-      const name = `p${i}`;
-      const pod = lab.addPod(name, own[0], own[1]);
-      pods.push({ uid, cgroup, pod, name });
-      await kubepods.start(cgroup, pod, lab.peer, 'serve', '::', '8080').next((line) => line.ready === true);
-      node.declare(name, uid, pod);
-      // Killed wherever it may be: before it has the node, while it takes over, with pods captured.
-      for (const ms of [150, 300, 450, 'started'] as const) {
-        const agent = node.agent();
-        const until = Date.now() + (ms === 'started' ? 20_000 : ms + i * 60);
-        while (Date.now() < until && !(ms === 'started' && agent.said('started'))) {
-          for (const each of pods) {
-            expect((await kubepods.connect(each.cgroup, each.pod, OUTSIDE.ip4, '80')).ok).toBe(false);
+  it(
+    'that are killed again and again let nothing out of pods that start meanwhile, and the last captures them',
+    async () => {
+      await lab.startOutside('serve', '::', '80');
+      const seen = await watch();
+      expect(node.guard().code).toBe(GUARDED);
+      const addresses = [POD, ['10.231.0.3', 'fd31::3'], ['10.231.0.4', 'fd31::4']] as const;
+      const pods: { uid: string; cgroup: string; pod: LabPod; name: string }[] = [];
+      let lives = 0;
+      let started = 0;
+      for (const [i, own] of addresses.entries()) {
+        const { uid, cgroup } = kubepods.make(i % 2 === 0 ? 'cgroupfs' : 'systemd');
+        const name = `p${i}`;
+        const pod = lab.addPod(name, own[0], own[1]);
+        pods.push({ uid, cgroup, pod, name });
+        await kubepods.start(cgroup, pod, lab.peer, 'serve', '::', '8080').next((line) => line.ready === true);
+        node.declare(name, uid, pod);
+        // Killed wherever it may be: before it has the node, while it takes over, with pods captured.
+        for (const ms of [150, 300, 450, 'started'] as const) {
+          const agent = node.agent();
+          const until = Date.now() + patient(ms === 'started' ? 20_000 : ms + i * 60);
+          while (Date.now() < until && !(ms === 'started' && agent.said('started'))) {
+            for (const each of pods) {
+              expect((await kubepods.connect(each.cgroup, each.pod, OUTSIDE.ip4, '80')).ok).toBe(false);
+            }
           }
+          await agent.kill();
+          if (agent.said('started')) started++;
+          lives++;
         }
-        await agent.kill();
-        if (agent.said('started')) started++;
-        lives++;
       }
-    }
-    expect(started).toBeGreaterThanOrEqual(addresses.length);
-    const last = node.agent();
-    await eventually(() => expect(last.said('started')).toBe(true));
-    await eventually(async () => {
-      const status = await readStatus(`${node.socket}.status`);
-      expect(status.pods.map(({ uid, state }) => [uid, state])).toEqual(pods.map(({ uid }) => [uid, 'captured']));
-    });
-    for (const { cgroup, pod } of pods) {
-      expect((await kubepods.connect(cgroup, pod, OUTSIDE.ip4, '80')).ok).toBe(false);
-    }
-    expect(seen.clear(addresses.flat())).toEqual([]);
-    console.log(
-      `${lives} agents killed, ${started} of them once they had the node; ${pods.length} pods captured by the last, 0 packets in clear`,
-    );
-  }, 120_000);
+      expect(started).toBeGreaterThanOrEqual(addresses.length);
+      const last = node.agent();
+      await eventually(() => expect(last.said('started')).toBe(true));
+      await eventually(async () => {
+        const status = await readStatus(`${node.socket}.status`);
+        expect(status.pods.map(({ uid, state }) => [uid, state])).toEqual(pods.map(({ uid }) => [uid, 'captured']));
+      });
+      for (const { cgroup, pod } of pods) {
+        expect((await kubepods.connect(cgroup, pod, OUTSIDE.ip4, '80')).ok).toBe(false);
+      }
+      expect(seen.clear(addresses.flat())).toEqual([]);
+      console.log(
+        `${lives} agents killed, ${started} of them once they had the node; ${pods.length} pods captured by the last, 0 packets in clear`,
+      );
+    },
+    patient(120_000),
+  );
 
   it('with manifests decide about pods by the UID of their cgroup, and tell that a guard was there', async () => {
     node.guard();

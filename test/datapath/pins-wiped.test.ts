@@ -3,6 +3,7 @@ import { readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 import { readStatus } from '../../src/agent/status.ts';
+import { patient } from '../../src/lab/wait.ts';
 import { type AgentProcess, BootNode } from './capture/boot-guard.ts';
 import { bpfObjects, CaptureLab, type LabPod, OUTSIDE, run } from './capture/lab.ts';
 import { Kubepods } from './capture/newcomers.ts';
@@ -17,7 +18,8 @@ let uid: string;
 let cgroup: string;
 let before: ReturnType<typeof bpfObjects>;
 
-const eventually = (check: () => unknown): Promise<unknown> => vi.waitFor(check, { timeout: 20_000, interval: 20 });
+const eventually = (check: () => unknown): Promise<unknown> =>
+  vi.waitFor(check, { timeout: patient(20_000), interval: 20 });
 /** Whether a connection of the pod gets out in clear: no proxy is here, so a captured one is refused. */
 const goesOut = (): boolean => pod.connect(OUTSIDE.ip4, 8080).ok === true;
 const pins = (): string[] =>
@@ -39,7 +41,7 @@ async function captured(agent: AgentProcess): Promise<AgentProcess> {
 /** Tries all the time; resolves with how often the pod got out when the check succeeds. */
 async function gapsUntil(check: () => boolean): Promise<number> {
   let gaps = 0;
-  const deadline = Date.now() + 20_000;
+  const deadline = Date.now() + patient(20_000);
   while (!check()) {
     if (Date.now() > deadline) throw new Error('it took more than 20 s');
     if (goesOut()) gaps++;

@@ -4,6 +4,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { stringify } from 'yaml';
+import { patient } from '../../../src/lab/wait.ts';
 import type { CaptureLab, LabPod } from './lab.ts';
 import type { Kubepods } from './newcomers.ts';
 
@@ -56,7 +57,7 @@ export class BootNode {
   guard(command: 'guard' | 'release' = 'guard', ...flags: string[]): Ran {
     const { status, stderr } = spawnSync(PROGRAM, [...this.#argv(command), ...flags], {
       encoding: 'utf8',
-      timeout: 30_000,
+      timeout: patient(30_000),
     });
     return { code: status, said: stderr };
   }

@@ -44,7 +44,7 @@ interface Report {
 const LONG = ['pods', 'capture', 'policy', 'load'];
 
 /** Take minutes and hardly depend on the kernel: run on the first that is asked for. */
-const ON_ONE_KERNEL = ['guests', 'load', 'pair-clock', 'pair-ip6', 'pair-links', 'pair-reboot'];
+const ON_ONE_KERNEL = ['crashes', 'guests', 'load', 'pair-clock', 'pair-ip6', 'pair-links', 'pair-reboot'];
 
 /** Those of the kernels on which a group is run. */
 export function kernelsFor<K>(group: string, kernels: readonly K[]): readonly K[] {
