@@ -3,6 +3,8 @@
 #include "tunnel.h"
 
 #include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <openssl/err.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
@@ -24,6 +26,14 @@ constexpr size_t kMaxQueuedFrames = 4096;
 // A peer whose data still comes gets this many times the time for its PING's answer: it may be queued behind
 // much of that data on a slow link.
 constexpr uint64_t kBusyPingTimeouts = 3;
+
+// Whether the other end's kernel was heard of in that time: it also answers where the window is closed.
+bool acknowledges(int fd, uint64_t within_us) {
+  tcp_info info{};
+  socklen_t size = sizeof(info);
+  return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0 ||
+         uint64_t{info.tcpi_last_ack_recv} * 1000 < within_us;
+}
 
 }  // namespace
 
@@ -234,7 +244,8 @@ void Tunnel::keepalive() {
     taken_ = std::max(taken, taken_);
     progress_us_ = now;
   } else if (now - progress_us_ >= timeout) {
-    stalled("the peer does not read");
+    stalled(acknowledges(fd_.get(), timeout) ? "the peer does not read"
+                                             : "nothing that is sent to the peer is acknowledged");
     return;
   }
   if (ping_us_ != 0) {

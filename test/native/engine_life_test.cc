@@ -135,8 +135,10 @@ TEST(EngineLife, APeerThatVanishesIsNoticed) {
   ASSERT_TRUE(echoes(near)) << "an idle connection must survive keepalive";
   lab.server.run("ip link set mesh1 down");
   EXPECT_TRUE(near.isReset());
-  EXPECT_TRUE(
-      lab.one_events.wait([](const AccessRecord& each) { return each.reason == Reason::kTunnelLost; }));
+  auto record =
+      lab.one_events.wait([](const AccessRecord& each) { return each.reason == Reason::kTunnelLost; });
+  ASSERT_TRUE(record);
+  EXPECT_EQ(record->detail, "nothing that is sent to the peer is acknowledged");
 }
 
 TEST(EngineLife, UnusedTunnelsAreReleased) {

@@ -127,6 +127,6 @@ describe('two guests', () => {
       return lines.map((each) => (JSON.parse(each) as { error?: string }).error).findLast((each) => each !== undefined);
     });
     figure('node gone without a word', `its open connections are reset after ${Math.round(found / 1000)} s: ${said}`);
-    expect(said).toMatch(/did not answer PING|does not read|timed out|No route to host/);
+    expect(said).toMatch(/did not answer PING|is acknowledged|timed out|No route to host/);
   });
 });
