@@ -47,6 +47,7 @@ enum ebb_pod_flag {
   EBB_POD_BYPASS_INBOUND = 2, /* connections to the pod are the application's */
   EBB_POD_HAS_IP4 = 4,
   EBB_POD_HAS_IP6 = 8,
+  EBB_POD_DRAINING = 16, /* let go, but for what the proxy has begun and HBONE to it */
 };
 
 enum ebb_role {

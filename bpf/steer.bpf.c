@@ -56,8 +56,10 @@ int ebb_steer(struct bpf_sk_lookup* ctx) {
     /* By address, never by interface: a connection to the own address shows the index of eth0. */
     if (ebb_is_loopback(key.local) || ebb_is_own(cookie, key.local)) return SK_PASS;
     role = key.remote_port == EBB_HBONE_PORT ? EBB_ROLE_HBONE : EBB_ROLE_PLAINTEXT;
-    /* A pod that is let go is plain again; peers that have not learnt of it yet still come by HBONE. */
-    if (!(pod->flags & EBB_POD_CAPTURED) && role != EBB_ROLE_HBONE) return SK_PASS;
+    /* A pod that is let go is plain again; peers that have not learnt of it yet still come by HBONE. One that
+     * is about to be captured is not: what is passed here, and let in by ebb_hold_in a moment later, would
+     * reach the application past the proxy. */
+    if ((pod->flags & EBB_POD_DRAINING) && role != EBB_ROLE_HBONE) return SK_PASS;
     if (pod->flags & EBB_POD_BYPASS_INBOUND) return SK_PASS;
   }
 

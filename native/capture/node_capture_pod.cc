@@ -245,7 +245,7 @@ void NodeCapture::drain(const std::string& uid) {
   keep(podDirectory(uid));
   ebb_pod value;
   if (bpf_map_lookup_elem(maps_.pods.get(), &pod.cookie, &value)) return;
-  value.flags &= ~EBB_POD_CAPTURED;
+  value.flags = (value.flags & ~EBB_POD_CAPTURED) | EBB_POD_DRAINING;
   if (bpf_map_update_elem(maps_.pods.get(), &pod.cookie, &value, BPF_EXIST))
     throw CaptureError("draining pod " + uid, errno);
 }

@@ -61,6 +61,8 @@ describe.each([
     capture.drain(pod.pod.uid);
     capture.prepare(pod.pod);
     expect(outward()).toEqual(app(own));
+    // From here nothing more reaches the application past the proxy: what is passed now could be let in later.
+    expect(inward()).toContain('proxy plaintext');
     capture.activate(pod.pod);
     expect(outward()).toContain('proxy outbound');
     expect(inward()).toContain('proxy plaintext');
