@@ -96,6 +96,10 @@ bool isClassicGuardPin(const std::string& name) {
   return name.starts_with(kClassicPrefix);
 }
 
+bool isClassicGuardAttached(const std::string& name, int program_fd) {
+  return classicAttached(indexOf(name), programId(program_fd));
+}
+
 void attachGuard(const std::string& directory, int interface_index, int program_fd, GuardKind kind) {
   std::string suffix = std::to_string(interface_index);
   std::string path = directory + "/" + kLinkPrefix + suffix;
@@ -115,7 +119,7 @@ void attachGuard(const std::string& directory, int interface_index, int program_
 
 void removeClassicGuard(const std::string& path, const std::string& name) {
   Fd program = openPin(path);
-  if (!program || !classicAttached(indexOf(name), programId(program.get()))) return;
+  if (!program || !isClassicGuardAttached(name, program.get())) return;
   removeFilter(indexOf(name), "the guard " + path);
   // The qdisc stays: others may use it, it does nothing by itself, and it goes with the interface.
 }
@@ -139,8 +143,7 @@ unsigned countGuards(const std::string& directory) {
     if (!isGuardPin(name)) continue;
     Fd object = openPin(directory + "/" + name);
     if (!object) continue;
-    if (isClassicGuardPin(name) ? classicAttached(indexOf(name), programId(object.get()))
-                                : linkTarget(object.get()) != 0)
+    if (isClassicGuardPin(name) ? isClassicGuardAttached(name, object.get()) : linkTarget(object.get()) != 0)
       count++;
   }
   return count;
@@ -153,8 +156,7 @@ void updateGuards(const std::string& directory, int program_fd) {
     Fd object = openPin(path);
     if (!object) continue;
     if (isClassicGuardPin(name)) {
-      if (classicAttached(indexOf(name), programId(object.get())))
-        attachClassic(path, indexOf(name), program_fd);
+      if (isClassicGuardAttached(name, object.get())) attachClassic(path, indexOf(name), program_fd);
     } else if (linkTarget(object.get())) {
       updateLink(object.get(), program_fd, path);
     }

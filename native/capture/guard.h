@@ -20,6 +20,8 @@ void updateGuards(const std::string& directory, int program_fd);
 
 bool isGuardPin(const std::string& name);
 bool isClassicGuardPin(const std::string& name);
+// Whether the program that is pinned under this name still is a filter of its interface.
+bool isClassicGuardAttached(const std::string& name, int program_fd);
 // Takes the tc filter down that the pinned program belongs to; the pin itself stays.
 void removeClassicGuard(const std::string& path, const std::string& name);
 

@@ -49,11 +49,13 @@ void NodeCapture::lockAgain() {
   if (!isSame(held, there)) lock_ = lockPins(pin_directory_);
 }
 
-// Whether a link's hook has let go of it. Programs and maps are never attached by themselves; links of
-// tracepoints cannot be detached.
+// Whether a link's hook has let go of it, or somebody has taken a guard's filter away. Other programs and
+// maps are never attached by themselves; links of tracepoints cannot be detached. In the node's network
+// namespace.
 bool NodeCapture::isDetached(const std::string& path, int fd) const {
   std::string directory = parentOf(path), name = nameOf(path);
-  if (directory == map_directory_ || isClassicGuardPin(name)) return false;
+  if (directory == map_directory_) return false;
+  if (isClassicGuardPin(name)) return !isClassicGuardAttached(name, fd);
   bpf_link_info info{};
   unsigned size = sizeof(info);
   if (bpf_obj_get_info_by_fd(fd, &info, &size) || info.type == BPF_LINK_TYPE_RAW_TRACEPOINT) return false;
@@ -74,14 +76,16 @@ Repair NodeCapture::repair() {
     }
   }
   unsigned of_node = 0;
-  for (const auto& [path, fd] : kept_) {
-    if (!isDetached(path, fd.get())) continue;
-    std::string directory = parentOf(path);
-    if (directory == root_ + "/links")
-      of_node++;
-    else if (result.pods.empty() || result.pods.back() != nameOf(directory))
-      result.pods.push_back(nameOf(directory));
-  }
+  onNode([&] {
+    for (const auto& [path, fd] : kept_) {
+      if (!isDetached(path, fd.get())) continue;
+      std::string directory = parentOf(path);
+      if (directory == root_ + "/links")
+        of_node++;
+      else if (result.pods.empty() || result.pods.back() != nameOf(directory))
+        result.pods.push_back(nameOf(directory));
+    }
+  });
   if (of_node) {
     CapturePrograms loaded = loadCapture(map_directory_);
     attachAll(hold_options_, loaded);

@@ -4,7 +4,8 @@
  *
  * Disks are known by their serial: `userland` is the root, `packages` and `checkout` together /ebbtide,
  * `modules` the kernel's own modules, `state` what survives a power cut (at /state, optional). Of the
- * kernel's command line: ebb.clock=SECONDS is added to the clock, ebb.hostname=NAME. */
+ * kernel's command line: ebb.clock=SECONDS is added to the clock, ebb.hostname=NAME, ebb.init=PATH is what
+ * becomes the first process, with /state/units as /etc/systemd/system and /state/opt as /opt. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -202,6 +203,31 @@ static void mount_usual(void) {
       fprintf(stderr, "guest: cgroup controller %s: %s\n", controllers[i], strerror(errno));
 }
 
+static void bind_mount(const char* from, const char* to) {
+  make_directory(from);
+  make_directory(to);
+  if (mount(from, to, NULL, MS_BIND, NULL)) die("mount of %s at %s: %s", from, to, strerror(errno));
+}
+
+/* The first process is another program from here; commands are taken beside it. */
+static void hand_over(const char* program) {
+  /* Not the first boot of this machine, or every unit that it has would be enabled. */
+  int fd = open("/etc/machine-id", O_WRONLY | O_CREAT | O_CLOEXEC, 0444);
+
+  if (fd < 0) die("/etc/machine-id: %s", strerror(errno));
+  close(fd);
+  if (write_file("/etc/machine-id", "ebb00000000000000000000000000001\n"))
+    die("/etc/machine-id is not written");
+  bind_mount("/state/units", "/etc/systemd/system");
+  bind_mount("/state/opt", "/opt");
+  if (fork() == 0) {
+    setsid();
+    serve(PORT_NAME);
+  }
+  execl(program, program, NULL);
+  die("%s: %s", program, strerror(errno));
+}
+
 int main(void) {
   struct rlimit files = {.rlim_cur = 1024, .rlim_max = 524288};
   const char* name;
@@ -224,5 +250,7 @@ int main(void) {
          1);
   setenv("HOME", "/root", 1);
   setenv("LANG", "C.UTF-8", 1);
+  name = parameter("ebb.init");
+  if (name) hand_over(name);
   serve(PORT_NAME);
 }

@@ -83,7 +83,9 @@ export function packageFiles(packages: readonly InstalledPackage[], wanted: (pat
       if (path === '' || path === '/.' || !wanted(path)) continue;
       // A package may list what somebody removed, or moved for another package.
       const stat = lstatSync(path, { throwIfNoEntry: false });
-      if (stat !== undefined && !stat.isDirectory()) files.add(canonical(path));
+      // Where /usr is merged the packages' /lib is a link, of nobody.
+      const merged = dirname(path) === '/' && stat?.isSymbolicLink() === true;
+      if (stat !== undefined && !stat.isDirectory() && !merged) files.add(canonical(path));
     }
   }
   for (const path of [...files]) {

@@ -46,6 +46,8 @@ export interface GuestOptions {
   readonly state?: boolean | string;
   /** Seconds that the guest's clock is ahead of the host's, at each boot. */
   readonly clock?: number;
+  /** systemd is the first process; what it has in /etc/systemd/system and /opt is kept on the state disk. */
+  readonly systemd?: boolean;
   /** More words of the kernel's command line. */
   readonly cmdline?: string;
   /** Default `guest`. */
@@ -332,6 +334,7 @@ function commandLine(options: GuestOptions): string {
     ...['console=ttyS0', 'loglevel=4', 'panic=0', 'mitigations=off', 'net.ifnames=0', 'random.trust_cpu=on'],
     `ebb.hostname=${options.hostname ?? 'guest'}`,
     ...(options.clock === undefined ? [] : [`ebb.clock=${options.clock}`]),
+    ...(options.systemd === true ? ['ebb.init=/lib/systemd/systemd', 'systemd.show_status=no'] : []),
     ...(options.cmdline === undefined ? [] : [options.cmdline]),
   ].join(' ');
 }

@@ -41,10 +41,10 @@ interface Report {
 }
 
 /** Begun first: they take longest. */
-const LONG = ['pods', 'capture', 'policy', 'load'];
+const LONG = ['pair-reboot', 'capture', 'pods', 'crashes', 'pair-links', 'systemd', 'pair-clock', 'load'];
 
 /** Take minutes and hardly depend on the kernel: run on the first that is asked for. */
-const ON_ONE_KERNEL = ['crashes', 'guests', 'load', 'pair-clock', 'pair-ip6', 'pair-links', 'pair-reboot'];
+const ON_ONE_KERNEL = ['crashes', 'guests', 'load', 'pair-clock', 'pair-ip6', 'pair-links', 'pair-reboot', 'systemd'];
 
 /** Those of the kernels on which a group is run. */
 export function kernelsFor<K>(group: string, kernels: readonly K[]): readonly K[] {
@@ -79,7 +79,8 @@ export class Runner {
     const { results, keep, verbose, say } = this.#options;
     const file = join(results, `${kernel}-${group}.json`);
     const argv = ['run', '--project', 'vm', `test/vm/${group}.test.ts`];
-    const reporters = ['--reporter=json', `--outputFile.json=${file}`, ...(verbose ? ['--reporter=default'] : [])];
+    // The other one says why a hook failed.
+    const reporters = ['--reporter=json', `--outputFile.json=${file}`, '--reporter=default'];
     const started = performance.now();
     const vitest = ['--pdeathsig', 'KILL', join(CHECKOUT, 'node_modules/.bin/vitest'), ...argv, ...reporters];
     const child = spawn('setpriv', vitest, {

@@ -3,6 +3,7 @@ import { writeSync } from 'node:fs';
 import { afterAll, beforeAll, describe, it, type TestContext } from 'vitest';
 import { chosenKernel } from './chosen.ts';
 import { type Guest, type GuestOptions, startGuest } from './guest.ts';
+import { PEER } from './images.ts';
 
 /** How much longer than on an idle machine a guest may take, where it runs in software. */
 const PATIENCE = { tcg: 8, kvm: 1 } as const;
@@ -41,7 +42,11 @@ declare module 'vitest' {
 
 /** Environment for tests in this guest. */
 export function guestEnvironment(guest: Guest): Record<string, string> {
-  return { EBBTIDE_LAB_PATIENCE: `${PATIENCE[guest.accelerator]}`, EBBTIDE_TEST_PEER: '/run/peer', NO_COLOR: '1' };
+  return {
+    EBBTIDE_LAB_PATIENCE: `${PATIENCE[guest.accelerator]}`,
+    EBBTIDE_TEST_PEER: `/ebbtide/${PEER}`,
+    NO_COLOR: '1',
+  };
 }
 
 /** Declares a test for each file of test/datapath, all run in one guest, by one vitest. */
@@ -53,7 +58,6 @@ export function runInGuest(title: string, files: readonly string[], options: Par
 
     beforeAll(async () => {
       guest = await startGuest({ kernel: chosenKernel(), memoryMb: 3072, ...options });
-      await guest.must('gcc -O1 -Wall -D_GNU_SOURCE -o /run/peer test/datapath/capture/peer.c', { timeoutMs: 300_000 });
       const paths = files.map((each) => `test/datapath/${each}.test.ts`);
       const reporters = ['--reporter=default', '--reporter=json', '--outputFile.json=/run/report.json'];
       // One process for all files: to start another takes ten seconds of software.

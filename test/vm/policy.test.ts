@@ -1,7 +1,0 @@
-/**
- * Policy between pods of two nodes (in one guest), through the whole mesh, on the kernel of a guest. The forms of policies
- * (mesh-policy-forms) are matched in the engine, which no kernel changes.
- */
-import { runInGuest } from './lib/suite.ts';
-
-runInGuest('policy', ['mesh-policy']);
