@@ -20,6 +20,7 @@ import { kernelNetns, type NetnsFinder } from './pod-netns.js';
 import { PodProcesses } from './pod-processes.js';
 import { Progress } from './progress.js';
 import { Redirections } from './redirections.js';
+import { RootFile } from './root-file.js';
 import type { AgentSettings } from './settings.js';
 import { isSibling } from './siblings.js';
 import type { NodeObjects, PodSource } from './source.js';
@@ -50,6 +51,7 @@ export class Agent {
   readonly #redirections: Redirections | undefined;
   readonly #events: PodEvents | undefined;
   readonly #daemonSet: OwnDaemonSet | undefined;
+  readonly #rootFile: RootFile | undefined;
   readonly #bootGuard: BootGuardKeeper;
   readonly #takeover: Takeover;
   readonly #skew: ClockSkew;
@@ -73,7 +75,7 @@ export class Agent {
   constructor(settings: AgentSettings, log: Logger) {
     this.#settings = settings;
     this.#log = log;
-    const { manifests, kubeconfig, nodeName, ownPod, hostProc } = settings;
+    const { manifests, kubeconfig, nodeName, ownPod, rootCert, hostProc } = settings;
     this.#skew = new ClockSkew(log);
     this.#progress = new Progress((ms) => this.#durations.push(ms / 1000));
     if (manifests === undefined) {
@@ -87,6 +89,9 @@ export class Agent {
       this.#redirections = new Redirections(this.#api, log);
       this.#events = new PodEvents(this.#api, nodeName, log);
       if (ownPod !== undefined) this.#daemonSet = new OwnDaemonSet(this.#api, ownPod, nodeName);
+      if (ownPod !== undefined && rootCert !== undefined) {
+        this.#rootFile = new RootFile({ api: this.#api, pod: ownPod, path: rootCert, log });
+      }
       this.#netns = kernelNetns({
         processes: new PodProcesses({ proc: hostProc }),
         mounted: new CniNamespaces(settings.cniNetns),
@@ -276,6 +281,7 @@ export class Agent {
   }
 
   #look(): void {
+    if (!this.#closing) this.#rootFile?.look();
     if (this.#active === undefined || this.#closing) return;
     const pods = this.#progress.update(this.#active.outlooks());
     this.#redirections?.update(pods);

@@ -26,6 +26,7 @@ export interface RawOptions extends RawBootGuard {
   readonly port?: string;
   readonly keep?: boolean;
   readonly takeOver?: boolean;
+  readonly rootCert?: string;
   readonly proxyNetns: ProxyNetns;
 }
 
@@ -120,6 +121,13 @@ export function addOptions(command: Command): Command {
       'ask an agent that has this node for it, and give it to the next that asks (default: with the Kubernetes API)',
     )
     .option('--no-take-over', 'fail where another agent has this node')
+    .addOption(
+      new Option(
+        '--root-cert <file>',
+        "the mesh's root certificates, which the kubelet makes of a ConfigMap for the proxy in the agent's pod: until the file is there the " +
+          'kubelet is made to look for it',
+      ).env('EBBTIDE_ROOT_CERT'),
+    )
     .addOption(
       new Option(
         '--proxy-netns <which>',

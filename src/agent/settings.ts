@@ -21,6 +21,8 @@ export interface AgentSettings {
   readonly kubeconfig: string | undefined;
   /** The pod that the agent is; undefined where it is none. */
   readonly ownPod: OwnPod | undefined;
+  /** Path of the root certificates for the proxy in the same pod; undefined: nobody waits for them. */
+  readonly rootCert: string | undefined;
   /** Namespaces whose pods are never captured. */
   readonly excludedNamespaces: readonly string[];
   /** The node's /proc, of its pid namespace. */
@@ -115,6 +117,7 @@ type ClusterSettings = Pick<
   | 'manifests'
   | 'kubeconfig'
   | 'ownPod'
+  | 'rootCert'
   | 'excludedNamespaces'
   | 'hostProc'
   | 'cniNetns'
@@ -155,6 +158,7 @@ export function clusterSettings(
     manifests,
     kubeconfig,
     ownPod: byApi && name && namespace ? { name, namespace, ...(uid ? { uid } : {}) } : undefined,
+    rootCert: options.rootCert || undefined,
     excludedNamespaces: (env.EXCLUDE_NAMESPACES ?? EXCLUDED_NAMESPACES.join(','))
       .split(',')
       .map((each) => each.trim())

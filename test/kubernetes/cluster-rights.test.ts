@@ -13,6 +13,9 @@ const NS = 'shop';
 const ONLY_ON_TWO = 'only-on-two';
 /** Label of nodes that the DaemonSet is for. */
 const IN_MESH = 'in-mesh';
+/** Where the boot guard's program is put: a folder of the node that is its own here. */
+const GUARD_DIRECTORY = '/var/lib/kubelet/ebbtide/bin';
+const GUARD_UNIT = '/etc/systemd/system/ebbtide-boot-guard.service';
 const CHECKOUT = fileURLToPath(new URL('../..', import.meta.url));
 let cluster: Cluster;
 let before: Inventory;
@@ -32,7 +35,11 @@ beforeAll(async () => {
   await cluster.podsReady(NS, 'app=two');
   before = await takeInventory();
   for (const node of cluster.nodes) sysctls.set(node.name, await nodeState(node.name));
-  await installMesh(cluster, say, [`node.nodeSelector.${IN_MESH}=yes`]);
+  await installMesh(cluster, say, [
+    `node.nodeSelector.${IN_MESH}=yes`,
+    'bootGuard.enabled=true',
+    `bootGuard.execDirectory=${GUARD_DIRECTORY}`,
+  ]);
   await captured(cluster, NS, true);
 }, 420_000);
 
@@ -44,7 +51,7 @@ afterAll(async () => {
 async function nodeState(name: string): Promise<string> {
   const node = cluster.nodes.find((each) => each.name === name);
   const script =
-    'cd / && ls -R /etc/cni /opt/cni /sys/fs/bpf 2>/dev/null; ls -A /run/ztunnel 2>/dev/null; nft list tables; ip rule; ip route show table all type local | wc -l; sysctl -a 2>/dev/null | grep -E "^net.ipv[46].conf.(all|default|lo)"';
+    'cd / && find /var/lib/kubelet/ebbtide -type f 2>/dev/null; ls -RA /etc/systemd/system /etc/cni /opt/cni /sys/fs/bpf 2>/dev/null; ls -A /run/ztunnel 2>/dev/null; nft list tables; ip rule; ip route show table all type local | wc -l; sysctl -a 2>/dev/null | grep -E "^net.ipv[46].conf.(all|default|lo)"';
   return (await node?.run(['sh', '-c', script]))?.stdout ?? '';
 }
 
@@ -159,6 +166,21 @@ describe('rights', () => {
   });
 });
 
+describe('the boot guard', () => {
+  it('is on every node that asks for it, for the next boot', async () => {
+    for (const node of cluster.nodes) {
+      const unit = (await node.run(['cat', GUARD_UNIT])).stdout;
+      expect(unit).toContain(`ExecStart=${GUARD_DIRECTORY}/ebbtide-boot-guard guard --node ${node.name} `);
+      expect((await node.run(['sh', '-c', `ls -A /etc/systemd/system/kubelet.service.wants`])).stdout).toContain(
+        'ebbtide',
+      );
+      // The program is the node's own: linked statically, it runs without the image.
+      const said = await node.run([`${GUARD_DIRECTORY}/ebbtide-boot-guard`, 'guard', '--node', 'Not A Node']);
+      expect(said, said.stderr).toMatchObject({ code: 2 });
+    }
+  });
+});
+
 describe('a node that the DaemonSet leaves', () => {
   it('lets its pods go, which would have no proxy any more, and captures them again when it comes back', async () => {
     const redirection = async (): Promise<string | undefined> => {
@@ -183,6 +205,7 @@ describe('a node that the DaemonSet leaves', () => {
       'label taken off a node to its pods reachable without the mesh',
       `${Math.round(performance.now() - started)} ms`,
     );
+    expect((await cluster.nodes[1].run(['cat', GUARD_UNIT])).code).not.toBe(0);
     await cluster.kubectl(['label', 'node', 'node2', `${IN_MESH}=yes`]);
     await waitFor('it to be captured again', async () => (await redirection()) === 'enabled', {
       timeoutMs: 60_000,

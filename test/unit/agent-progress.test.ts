@@ -5,7 +5,8 @@ import { PodEvents } from '../../src/agent/pod-events.ts';
 import type { PodOutlook } from '../../src/agent/pods.ts';
 import { type PodProgress, Progress } from '../../src/agent/progress.ts';
 import { Redirections, wantedRedirection } from '../../src/agent/redirections.ts';
-import { type Api, ApiError, type RequestOptions } from '../../src/mesh/api/index.ts';
+import { type Api, ApiError } from '../../src/mesh/api/index.ts';
+import { FakeApi } from '../lib/fake-api.ts';
 
 const log = pino({ level: 'silent' });
 const outlook = (more: Partial<PodOutlook> = {}): PodOutlook => ({
@@ -28,18 +29,6 @@ const progress = (more: Partial<PodProgress> = {}): PodProgress => ({
   ...more,
 });
 
-/** The API, writing down what it was asked; the kubernetes tests ask a real one. */
-class FakeApi {
-  readonly asked: { method: string; path: string; body: unknown }[] = [];
-  failure: ApiError | undefined;
-  readonly api = {
-    request: async (method: string, path: string, { body }: RequestOptions = {}) => {
-      this.asked.push({ method, path, body });
-      if (this.failure !== undefined) throw this.failure;
-      return {};
-    },
-  } as unknown as Api;
-}
 let fake: FakeApi;
 let now: number;
 beforeEach(() => {

@@ -30,7 +30,7 @@ export interface ClusterNodeOptions {
 }
 
 /** Folders of the machine in whose place the node has its own. */
-const OWN_FOLDERS = ['/run', '/var/log', '/var/lib/kubelet'] as const;
+const OWN_FOLDERS = ['/run', '/var/log', '/var/lib/kubelet', '/etc/systemd/system'] as const;
 
 /** Pods of this name get their network late: the namespace is there without an interface, and then with one but unknown. */
 export const SLOW_POD = 'slow-network';
