@@ -1,4 +1,7 @@
-/** Boots with pods before the agent, agents that crash again and again, and a bpffs that somebody empties, on the kernel of a guest. */
+/**
+ * Agents that crash again and again with pods that start meanwhile, and a bpffs that somebody empties, on the kernel of a guest.
+ * The rest of these files is about files and flags, which no kernel changes.
+ */
 import { runInGuest } from './lib/suite.ts';
 
-runInGuest('crashes', ['boot-guard', 'pins-wiped']);
+runInGuest('crashes', ['boot-guard', 'pins-wiped'], 'killed again and again|its pins are removed|with guard auto');

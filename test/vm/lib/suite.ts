@@ -2,7 +2,7 @@
 import { writeSync } from 'node:fs';
 import { afterAll, beforeAll, describe, it, type TestContext } from 'vitest';
 import { chosenKernel } from './chosen.ts';
-import { type Guest, type GuestOptions, startGuest } from './guest.ts';
+import { type Guest, startGuest } from './guest.ts';
 import { PEER } from './images.ts';
 
 /** How much longer than on an idle machine a guest may take, where it runs in software. */
@@ -49,19 +49,31 @@ export function guestEnvironment(guest: Guest): Record<string, string> {
   };
 }
 
-/** Declares a test for each file of test/datapath, all run in one guest, by one vitest. */
-export function runInGuest(title: string, files: readonly string[], options: Partial<GuestOptions> = {}): void {
+/**
+ * Declares a test for each file of test/datapath, all run in one guest, by one vitest.
+ * @param only pattern of names: of the files' tests those alone
+ */
+export function runInGuest(title: string, files: readonly string[], only?: string): void {
   describe(title, { timeout: RUN_TIMEOUT_MS }, () => {
     let guest: Guest | undefined;
     let report: Report | undefined;
     let said = '';
 
     beforeAll(async () => {
-      guest = await startGuest({ kernel: chosenKernel(), memoryMb: 3072, ...options });
+      guest = await startGuest({ kernel: chosenKernel(), memoryMb: 3072 });
       const paths = files.map((each) => `test/datapath/${each}.test.ts`);
       const reporters = ['--reporter=default', '--reporter=json', '--outputFile.json=/run/report.json'];
       // One process for all files: to start another takes ten seconds of software.
-      const argv = ['vitest', 'run', '--project', 'datapath', '--no-isolate', ...reporters, ...paths];
+      const argv = [
+        'vitest',
+        'run',
+        '--project',
+        'datapath',
+        '--no-isolate',
+        ...reporters,
+        ...paths,
+        ...(only === undefined ? [] : ['-t', only]),
+      ];
       const result = await guest.run(argv, {
         timeoutMs: RUN_TIMEOUT_MS,
         env: guestEnvironment(guest),
