@@ -14,6 +14,8 @@ export const AWAITED_ANNOTATION = 'ebbtide.dev/root-cert-awaited';
 /** The pod is changed this long after the start, then after longer and longer pauses, up to the second figure. */
 const FIRST_MS = 2000;
 const MAX_MS = 30_000;
+/** Then the kubelet's own minute does: no API server is to be kept busy by a mesh that has no controller. */
+const GIVE_UP_MS = 300_000;
 
 export interface RootFileOptions {
   readonly api: Api;
@@ -29,6 +31,7 @@ export class RootFile {
   readonly #options: RootFileOptions;
   readonly #now: () => number;
   #pauseMs = FIRST_MS;
+  readonly #begunMs: number;
   #nextMs: number;
   #asked = 0;
   #busy = false;
@@ -37,7 +40,8 @@ export class RootFile {
   constructor(options: RootFileOptions) {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
-    this.#nextMs = this.#now() + FIRST_MS;
+    this.#begunMs = this.#now();
+    this.#nextMs = this.#begunMs + FIRST_MS;
   }
 
   /** Looks whether the file is there, and has the kubelet look where it is not; to be called every now and then. */
@@ -48,7 +52,7 @@ export class RootFile {
       if (this.#asked > 0) void this.#annotate(null);
       return;
     }
-    if (this.#now() < this.#nextMs) return;
+    if (this.#now() < this.#nextMs || this.#now() - this.#begunMs > GIVE_UP_MS) return;
     this.#nextMs = this.#now() + this.#pauseMs;
     this.#pauseMs = Math.min(this.#pauseMs * 1.5, MAX_MS);
     this.#asked++;
