@@ -25,21 +25,23 @@ for (const classicGuard of [false, true]) {
       return run('ip', '-n', pod.netns.replace(/-a$/, '-out'), '-br', 'link', 'show', 'eth0').split(/\s+/)[2] as string;
     }
 
-    async function seen(method: string): Promise<number> {
-      const sniffer = await lab.startOutside('sniff', '4242', `${500 + patient(250)}`);
+    /** @param expected ends the wait where that many came */
+    async function seen(method: string, expected: number): Promise<number> {
+      const window = `${500 + patient(250)}`;
+      const sniffer = await lab.startOutside('sniff', '4242', window, ...(expected > 0 ? [`${expected}`] : []));
       const result = pod.run('raw', method, '10.231.0.2', OUTSIDE.ip4, '4242', 'eth0', mac());
       expect(result.sent).toBe(3);
       return (await sniffer.next((line) => 'seen' in line)).seen as number;
     }
 
     it('stops hand-made connections of every kind, which left before', { timeout: patient(30_000) }, async () => {
-      for (const method of ['tcp', 'header', 'packet', 'bypass']) expect(await seen(method)).toBe(3);
+      for (const method of ['tcp', 'header', 'packet', 'bypass']) expect(await seen(method, 3)).toBe(3);
       capture.activate(pod.pod);
       expect(capture.status()[0]?.guard).toBe('attached');
-      for (const method of ['tcp', 'header', 'packet', 'bypass']) expect(await seen(method)).toBe(0);
+      for (const method of ['tcp', 'header', 'packet', 'bypass']) expect(await seen(method, 0)).toBe(0);
       expect(capture.status()[0]?.guardDrops).toBe(12n);
       capture.release(pod.pod.uid);
-      expect(await seen('bypass')).toBe(3);
+      expect(await seen('bypass', 3)).toBe(3);
     });
 
     it('lets the proxy dial out, and answer what was steered to it', async () => {

@@ -488,7 +488,8 @@ static int run_raw(char** argv) {
 }
 
 // sniff PORT MILLISECONDS: counts TCP packets for the port that arrive in this namespace.
-static int run_sniff(int port, int milliseconds) {
+// sniff PORT MILLISECONDS [COUNT]: how many packets to the port there are in that time, or until so many.
+static int run_sniff(int port, int milliseconds, int enough) {
   int fd = socket(AF_PACKET, SOCK_DGRAM, htons(ETH_P_IP)), seen = 0;
   struct timespec start, now;
   unsigned char packet[2048];
@@ -496,7 +497,7 @@ static int run_sniff(int port, int milliseconds) {
   printf("{\"ready\":true}\n");
   fflush(stdout);
   clock_gettime(CLOCK_MONOTONIC, &start);
-  for (;;) {
+  while (seen != enough) {
     clock_gettime(CLOCK_MONOTONIC, &now);
     long left = milliseconds - (now.tv_sec - start.tv_sec) * 1000 - (now.tv_nsec - start.tv_nsec) / 1000000;
     struct pollfd p = {fd, POLLIN, 0};
@@ -632,7 +633,8 @@ int main(int argc, char** argv) {
   if (argc >= 4 && !strcmp(argv[1], "serve")) run_server(argv[2], atoi(argv[3]), argc > 4);
   if (argc >= 4 && !strcmp(argv[1], "connect")) return run_connect(argc, argv);
   if (argc >= 8 && !strcmp(argv[1], "raw")) return run_raw(argv);
-  if (argc >= 4 && !strcmp(argv[1], "sniff")) return run_sniff(atoi(argv[2]), atoi(argv[3]));
+  if (argc >= 4 && !strcmp(argv[1], "sniff"))
+    return run_sniff(atoi(argv[2]), atoi(argv[3]), argc > 4 ? atoi(argv[4]) : -1);
   if (argc >= 4 && !strcmp(argv[1], "flood")) return run_flood(argv[2], atoi(argv[3]));
   if (argc >= 3 && !strcmp(argv[1], "tcx")) return run_tcx(argv[2]);
   if (argc >= 5 && !strcmp(argv[1], "many")) return run_many(argv[2], atoi(argv[3]), atoi(argv[4]));
