@@ -94,8 +94,9 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
          InstanceMethod<&CaptureObject::activate>("activate"), InstanceMethod<&CaptureObject::drain>("drain"),
          InstanceMethod<&CaptureObject::release>("release"),
          InstanceMethod<&CaptureObject::adopted>("adopted"), InstanceMethod<&CaptureObject::origin>("origin"),
-         InstanceMethod<&CaptureObject::repair>("repair"), InstanceMethod<&CaptureObject::status>("status"),
-         InstanceMethod<&CaptureObject::close>("close")});
+         InstanceMethod<&CaptureObject::repair>("repair"),
+         InstanceMethod<&CaptureObject::removeStrays>("removeStrays"),
+         InstanceMethod<&CaptureObject::status>("status"), InstanceMethod<&CaptureObject::close>("close")});
   }
 
   explicit CaptureObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<CaptureObject>(info) {
@@ -198,6 +199,12 @@ class CaptureObject : public Napi::ObjectWrap<CaptureObject> {
   }
   void release(const Napi::CallbackInfo& info) {
     with(info, [&](NodeCapture& capture) { capture.release(info[0].ToString()); });
+  }
+
+  Napi::Value removeStrays(const Napi::CallbackInfo& info) {
+    return with(info, [&](NodeCapture& capture) -> Napi::Value {
+      return Napi::Number::New(info.Env(), capture.removeStrays());
+    });
   }
 
   Napi::Value adopted(const Napi::CallbackInfo& info) {
@@ -319,6 +326,12 @@ Napi::Value removeAllPins(const Napi::CallbackInfo& info) {
   });
 }
 
+// In the network namespace of this process.
+Napi::Value removeGuardStrays(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(),
+                 [&]() -> Napi::Value { return Napi::Number::New(info.Env(), removeStrayGuards()); });
+}
+
 }  // namespace
 
 static Napi::Object defineExports(Napi::Env env, Napi::Object exports) {
@@ -329,6 +342,7 @@ static Napi::Object defineExports(Napi::Env env, Napi::Object exports) {
   exports.Set("netnsCookie", Napi::Function::New(env, netnsCookieNumber));
   exports.Set("closeFd", Napi::Function::New(env, closeDescriptor));
   exports.Set("removePins", Napi::Function::New(env, removeAllPins));
+  exports.Set("removeStrayGuards", Napi::Function::New(env, removeGuardStrays));
   defineCheck(env, exports);
   return exports;
 }

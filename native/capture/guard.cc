@@ -5,6 +5,11 @@
 #include <bpf/libbpf.h>
 #include <net/if.h>
 
+#include <algorithm>
+#include <cstring>
+#include <set>
+#include <vector>
+
 #include "error.h"
 #include "fd.h"
 #include "pins.h"
@@ -20,6 +25,7 @@ constexpr const char* kClassicPrefix = "guardtc-";
 // Filter of ours on a clsact qdisc that others use as well.
 constexpr uint32_t kHandle = 1;
 constexpr uint32_t kPriority = 0xebb;
+constexpr uint32_t kMaxMaps = 64;
 
 int indexOf(const std::string& name) {
   return std::stoi(name.substr(name.find('-') + 1));
@@ -57,11 +63,33 @@ Fd linkTcx(int program_fd, int interface_index) {
   return Fd(bpf_link_create(program_fd, interface_index, kTcxIngress, &options));
 }
 
-// Whether the filter with our handle runs the program.
-bool classicAttached(int interface_index, uint32_t program_id) {
+// Id of the program that the filter with our handle runs; 0 where there is none.
+uint32_t classicProgram(int interface_index) {
   bpf_tc_hook hook = ingressOf(interface_index);
   bpf_tc_opts options = filter();
-  return !bpf_tc_query(&hook, &options) && options.prog_id == program_id;
+  return bpf_tc_query(&hook, &options) ? 0 : options.prog_id;
+}
+
+// Ids of the program's maps; none where it has another name or is gone.
+std::vector<uint32_t> mapsOf(uint32_t program_id, const char* name) {
+  Fd program(bpf_prog_get_fd_by_id(program_id));
+  std::vector<uint32_t> maps(kMaxMaps);
+  bpf_prog_info info{};
+  info.map_ids = reinterpret_cast<uintptr_t>(maps.data());
+  info.nr_map_ids = kMaxMaps;
+  unsigned size = sizeof(info);
+  if (!program || bpf_obj_get_info_by_fd(program.get(), &info, &size) || std::strcmp(info.name, name))
+    return {};
+  maps.resize(std::min(info.nr_map_ids, kMaxMaps));
+  return maps;
+}
+
+// Maps of every capture on this kernel.
+std::set<uint32_t> mapsInUse() {
+  std::set<uint32_t> maps;
+  for (uint32_t id = 0; !bpf_prog_get_next_id(id, &id);)
+    for (uint32_t map : mapsOf(id, "ebb_connect4")) maps.insert(map);
+  return maps;
 }
 
 void addFilter(int interface_index, int program_fd) {
@@ -97,7 +125,7 @@ bool isClassicGuardPin(const std::string& name) {
 }
 
 bool isClassicGuardAttached(const std::string& name, int program_fd) {
-  return classicAttached(indexOf(name), programId(program_fd));
+  return classicProgram(indexOf(name)) == programId(program_fd);
 }
 
 void attachGuard(const std::string& directory, int interface_index, int program_fd, GuardKind kind) {
@@ -161,6 +189,24 @@ void updateGuards(const std::string& directory, int program_fd) {
       updateLink(object.get(), program_fd, path);
     }
   }
+}
+
+unsigned removeStrayGuards() {
+  struct if_nameindex* interfaces = if_nameindex();
+  if (!interfaces) throw CaptureError("listing interfaces", errno);
+  std::set<uint32_t> in_use = mapsInUse();
+  unsigned removed = 0;
+  for (auto* each = interfaces; each->if_index; each++) {
+    int index = static_cast<int>(each->if_index);
+    std::vector<uint32_t> maps = mapsOf(classicProgram(index), "ebb_guard");
+    bool used = std::any_of(maps.begin(), maps.end(), [&](uint32_t map) { return in_use.contains(map); });
+    if (maps.empty() || used) continue;
+    bpf_tc_hook hook = ingressOf(index);
+    bpf_tc_opts options = filter();
+    if (!bpf_tc_detach(&hook, &options)) removed++;
+  }
+  if_freenameindex(interfaces);
+  return removed;
 }
 
 void tryTcx(int program_fd, int interface_index) {

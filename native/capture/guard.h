@@ -17,6 +17,10 @@ void removeGuards(const std::string& directory);
 unsigned countGuards(const std::string& directory);
 // Puts another program into all guards pinned in the directory.
 void updateGuards(const std::string& directory, int program_fd);
+// Takes down filters of guards in the caller's network namespace that are of no capture any more: nothing
+// rewrites connects by their maps, so they would stop their pods' TCP for as long as the interface lives.
+// A tcx link ends with its pin. Returns how many there were.
+unsigned removeStrayGuards();
 
 bool isGuardPin(const std::string& name);
 bool isClassicGuardPin(const std::string& name);

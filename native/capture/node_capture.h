@@ -95,6 +95,9 @@ class NodeCapture {
   // kernel would have detached everything with the last pin. Throws CaptureError, and PinsLocked where
   // another agent came meanwhile.
   Repair repair();
+  // Guards that an agent before this one left, whose pins somebody removed; to be called when the pods that
+  // are wanted have guards of their own again. Returns how many there were.
+  unsigned removeStrays() const;
   // Takes everything out of the kernel.
   void removeAll();
 

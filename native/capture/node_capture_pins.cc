@@ -95,4 +95,10 @@ Repair NodeCapture::repair() {
   return result;
 }
 
+unsigned NodeCapture::removeStrays() const {
+  unsigned removed = 0;
+  onNode([&] { removed = removeStrayGuards(); });
+  return removed;
+}
+
 }  // namespace ebbtide::capture

@@ -41,6 +41,8 @@ export class ActiveAgent {
   readonly #pods: Pods;
   readonly #prober: Prober | undefined;
   readonly #pins: PinsWatch;
+  /** The pods of the node were told at least once, all of them. */
+  #applied = false;
   #status: Awaited<ReturnType<typeof serveStatus>> | undefined;
 
   constructor(options: ActiveOptions) {
@@ -74,6 +76,7 @@ export class ActiveAgent {
       runDirectory: dirname(settings.zdsSocket),
       log,
       captureAgain: (uid) => this.#pods.captureAgain(uid),
+      settled: () => this.#applied && this.outlooks().every(({ wanted, state }) => !wanted || state === 'captured'),
     });
     const { kubelet } = options;
     if (kubelet !== undefined) this.#prober = new Prober(capture, kubelet.search, log, kubelet.found);
@@ -108,6 +111,7 @@ export class ActiveAgent {
 
   apply(objects: NodeObjects, complete: boolean): void {
     this.#pods.apply(objects, complete);
+    this.#applied ||= complete;
     this.#options.changed();
   }
 

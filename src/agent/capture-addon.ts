@@ -18,6 +18,8 @@ export interface CaptureAddon {
   netnsCookie(fd: number): bigint;
   closeFd(fd: number): void;
   removePins(directory: string): number;
+  /** In the network namespace of this process. */
+  removeStrayGuards(): number;
 }
 
 let loaded: CaptureAddon | undefined;

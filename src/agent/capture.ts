@@ -211,6 +211,12 @@ export interface Capture {
    * nothing goes with its pin. Throws CaptureError when pins cannot be made again.
    */
   repair(): Repair;
+  /**
+   * Takes away guards that an agent before this one left on the node where its pins were removed while none ran (kernels
+   * before 6.6: a filter lives as long as its interface, and stops the TCP of a pod that nobody captures any more). To be
+   * called when the pods that are wanted are captured. @returns how many there were
+   */
+  removeStrays(): number;
   status(): CaptureStatus[];
   /** Closes descriptors. `remove` also unpins and detaches everything, so that nothing is left in the kernel. */
   close(options: { readonly remove: boolean }): void;

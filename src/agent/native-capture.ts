@@ -31,6 +31,11 @@ export function removePins(pinDirectory: string): number {
   return calling(() => captureAddon().removePins(pinDirectory));
 }
 
+/** As {@link Capture.removeStrays}, where no agent is: in the network namespace of this process. */
+export function removeStrayGuards(): number {
+  return calling(() => captureAddon().removeStrayGuards());
+}
+
 class NativeCapture implements Capture {
   readonly #addon: AddonCapture;
 
@@ -101,6 +106,10 @@ class NativeCapture implements Capture {
 
   repair(): Repair {
     return calling(() => this.#addon.repair());
+  }
+
+  removeStrays(): number {
+    return calling(() => this.#addon.removeStrays());
   }
 
   status(): CaptureStatus[] {

@@ -15,12 +15,14 @@ const LOOK_MS = 2000;
 const MARK_FILE = 'pinned.json';
 
 export interface PinsWatchOptions {
-  readonly capture: Pick<Capture, 'origin' | 'repair'>;
+  readonly capture: Pick<Capture, 'origin' | 'removeStrays' | 'repair'>;
   readonly pinDirectory: string;
   readonly runDirectory: string;
   readonly log: Logger;
   /** The programs of a pod were detached: it is to be captured again. */
   captureAgain(uid: string): void;
+  /** Whether all pods are captured that are wanted. */
+  settled(): boolean;
   readonly bootId?: string;
 }
 
@@ -41,6 +43,8 @@ export class PinsWatch {
   readonly #bootId: string;
   #timer: NodeJS.Timeout | undefined;
   #said = '';
+  /** Guards of the agent before may be left over. */
+  #strays = false;
 
   constructor(options: PinsWatchOptions) {
     this.#options = options;
@@ -52,6 +56,7 @@ export class PinsWatch {
     const { capture, log, pinDirectory } = this.#options;
     if (capture.origin() === 'nothing' && this.#marked()) {
       this.counters.lost++;
+      this.#strays = true;
       log.error(
         { event: 'pins_lost', pins: pinDirectory },
         'all that an agent before this one had pinned is gone: since then its pods spoke in clear; they are captured again',
@@ -76,7 +81,7 @@ export class PinsWatch {
 
   /** Looks now. */
   look(): void {
-    const { capture, log, captureAgain } = this.#options;
+    const { capture, log, captureAgain, settled } = this.#options;
     try {
       const { repinned, reattached, pods } = capture.repair();
       this.#said = '';
@@ -92,6 +97,12 @@ export class PinsWatch {
         log.error({ event: 'programs_reattached', programs: reattached }, "somebody had detached the node's programs");
       }
       for (const uid of pods) captureAgain(uid);
+      if (this.#strays && settled()) {
+        const guards = capture.removeStrays();
+        this.#strays = false;
+        if (guards > 0)
+          log.info({ event: 'stray_guards_removed', guards }, 'guards of pods that nobody captures any more');
+      }
     } catch (error) {
       const { message } = error as Error;
       if (message !== this.#said) log.error({ event: 'pins_not_restored', err: error }, message);

@@ -35,11 +35,13 @@ export function uninstallCommand(): Command {
       }
       const { DEFAULT_EXEC_DIRECTORY, remove } = await import('../agent/boot-guard/index.js');
       for (const path of remove(options.hostRoot, DEFAULT_EXEC_DIRECTORY)) process.stdout.write(`removed ${path}\n`);
-      const { removePins } = await import('../agent/native-capture.js');
+      const { removePins, removeStrayGuards } = await import('../agent/native-capture.js');
       for (const directory of pinDirectories(options.bpffs)) {
         const pins = removeUnused(directory, removePins);
         process.stdout.write(`removed ${pins} pins from ${directory}\n`);
       }
+      const strays = removeStrayGuards();
+      if (strays > 0) process.stdout.write(`removed ${strays} guards whose pins were gone\n`);
       const { releaseBpffs } = await import('../agent/mounts.js');
       if (releaseBpffs(options.bpffs)) process.stdout.write(`unmounted ${options.bpffs}\n`);
     });

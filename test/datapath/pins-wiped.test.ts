@@ -34,6 +34,9 @@ const isClassic = (pin: string): boolean => pin.includes('guardtc-');
 /** Where the pod's guard is. */
 const hostSide = (): string => `${lab.bridge.slice(0, -'br'.length)}a`;
 
+const uninstall = (): string =>
+  run(process.execPath, 'dist/main.js', 'uninstall', '--bpffs', node.bpffs, '--host-root', lab.directory);
+
 async function captured(agent: AgentProcess): Promise<AgentProcess> {
   await eventually(() => expect(agent.said('started')).toBe(true));
   await eventually(async () => {
@@ -177,10 +180,33 @@ it('between the boot guard and the agent: the agent says that the guard was lost
   expect(cgroup).toContain(uid);
 });
 
+it('guards that outlive pins and agent, being filters, end with the next agent for pods that it does not capture, or by uninstall', async () => {
+  const { uid: otherUid } = kubepods.make();
+  const other = pod2();
+  node.declare('b', otherUid, other);
+  const first = node.agent('--guard', 'clsact');
+  await eventually(async () => {
+    const { pods } = await readStatus(`${node.socket}.status`);
+    expect(pods.map(({ state }) => state)).toEqual(['captured', 'captured']);
+  });
+  await first.kill();
+  wipe();
+  rmSync(join(node.manifests, 'b.yaml'));
+  const otherGoesOut = (): boolean => other.connect(OUTSIDE.ip4, 8080).ok === true;
+  expect(otherGoesOut()).toBe(false);
+  const next = await captured(node.agent('--guard', 'clsact'));
+  await eventually(() => expect(next.said('stray_guards_removed')).toBe(true));
+  expect(otherGoesOut()).toBe(true);
+  expect(goesOut()).toBe(false);
+  await next.kill();
+  wipe();
+  expect(goesOut()).toBe(false);
+  expect(uninstall()).toContain('removed 1 guards whose pins were gone');
+  expect(goesOut()).toBe(true);
+});
+
 it('uninstall does nothing while an agent runs, and leaves nothing once it has ended', async () => {
   const agent = await captured(node.agent());
-  const uninstall = (): string =>
-    run(process.execPath, 'dist/main.js', 'uninstall', '--bpffs', node.bpffs, '--host-root', lab.directory);
   expect(uninstall).toThrow(/an agent is running.*stop it first/);
   expect(goesOut()).toBe(false);
   await agent.kill();

@@ -46,6 +46,7 @@ class World {
     adopted: () => this.adopted,
     origin: () => 'nothing',
     repair: () => ({ repinned: 0, reattached: 0, pods: [] }),
+    removeStrays: () => 0,
     status: () => [],
     close: () => {},
   };
