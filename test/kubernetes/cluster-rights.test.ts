@@ -1,6 +1,7 @@
 /** What the parts of the mesh may not do on a cluster, and that uninstalling leaves the nodes as they were. */
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { Finding } from '../../src/cli/check/finding.ts';
 import { type Inventory, leftSince, takeInventory } from '../../src/lab/leaks.ts';
 import { waitFor } from '../../src/lab/wait.ts';
 import { Cluster } from './lib/cluster.ts';
@@ -163,6 +164,22 @@ describe('rights', () => {
     expect(stdout).not.toContain('ztunnel.sock');
     const [path = ''] = (await podsOf(cluster, NS)).map(({ metadata }) => metadata.name);
     expect(path).not.toBe('');
+  });
+});
+
+describe('ebbtide check', () => {
+  it('says in the agent’s container that the node can run the mesh', async () => {
+    const pod = await meshPod(cluster, 'node1');
+    const check = ['node', 'dist/main.js', 'check', '--output', 'json'];
+    const argv = ['exec', '-n', MESH_NAMESPACE, pod.metadata.name, '-c', 'agent', '--', ...check];
+    const { code, stdout, stderr } = await cluster.plane.kubectl(argv);
+    expect(code, `${stdout}${stderr}`).toBe(0);
+    const findings = JSON.parse(stdout) as Finding[];
+    expect(findings.filter(({ result }) => result === 'failed')).toEqual([]);
+    const others = findings
+      .filter(({ result }) => result !== 'ok')
+      .map((each) => `${each.code} ${each.result}: ${each.seen}`);
+    figure('ebbtide check in the agent’s container', `${findings.length} findings; ${others.join('; ') || 'all ok'}`);
   });
 });
 
