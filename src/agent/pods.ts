@@ -140,7 +140,7 @@ export class Pods {
       seen.set(uid, { uid, namespace, name, reason, pod: wanted, redirection, dnsCapture });
       if (decision.enrol && dnsCapture !== this.#seen.get(uid)?.dnsCapture) this.#noteDns(pod, dnsCapture);
       if (decision.enrol) this.#want(wanted);
-      else this.#unwant(uid, decision.reason);
+      else this.#unwant(wanted, decision.reason);
     }
     this.#seen = seen;
     this.#verdicts.apply(judged, complete);
@@ -269,35 +269,35 @@ export class Pods {
   }
 
   #want(wanted: WantedPod): void {
-    let pod = this.#enrolled.get(wanted.uid);
-    if (pod === undefined) {
-      const { capture, proxies, netns, log, random } = this.#options;
-      pod = new EnrolledPod(wanted, {
-        capture,
-        proxies,
-        netns,
-        log,
-        adopted: this.#adopted.delete(wanted.uid),
-        ...(random === undefined ? {} : { random }),
-        failed: () => this.counters.failedTries++,
-        changed: () => this.#options.changed?.(),
-        left: ({ uid }) => {
-          this.#enrolled.delete(uid);
-          this.#options.changed?.();
-        },
-      });
-      this.#enrolled.set(wanted.uid, pod);
-    }
-    pod.want(wanted);
+    (this.#enrolled.get(wanted.uid) ?? this.#enrol(wanted)).want(wanted);
   }
 
-  #unwant(uid: string, reason: NotEnrolledReason): void {
-    const pod = this.#enrolled.get(uid);
+  #enrol(pod: WantedPod): EnrolledPod {
+    const { capture, proxies, netns, log, random } = this.#options;
+    const enrolled = new EnrolledPod(pod, {
+      capture,
+      proxies,
+      netns,
+      log,
+      adopted: this.#adopted.delete(pod.uid),
+      ...(random === undefined ? {} : { random }),
+      failed: () => this.counters.failedTries++,
+      changed: () => this.#options.changed?.(),
+      left: ({ uid }) => {
+        this.#enrolled.delete(uid);
+        this.#options.changed?.();
+      },
+    });
+    this.#enrolled.set(pod.uid, enrolled);
+    return enrolled;
+  }
+
+  /** The pod is let go, also where an agent before this one captured it. */
+  #unwant(pod: WantedPod, reason: NotEnrolledReason): void {
     // Kubernetes takes the addresses away while a pod ends; its phase will tell.
     if (reason === 'has no address yet') return;
-    const delay = reason === 'has ended' ? 0 : UNLABEL_DELAY_MS;
-    if (pod !== undefined) pod.leave(reason, delay);
-    else this.#drop(uid, reason);
+    const known = this.#enrolled.get(pod.uid) ?? (this.#adopted.has(pod.uid) ? this.#enrol(pod) : undefined);
+    known?.leave(reason, reason === 'has ended' ? 0 : UNLABEL_DELAY_MS);
   }
 
   #noteDns(pod: Pod, value: string | undefined): void {
@@ -319,16 +319,20 @@ export class Pods {
   /** Lets go what is in no manifest any more. */
   #forget(): void {
     for (const pod of [...this.#enrolled.values()]) if (!this.#seen.has(pod.uid)) pod.leave('deleted', 0);
-    for (const uid of [...this.#adopted]) if (!this.#seen.has(uid)) this.#drop(uid, 'deleted');
+    for (const uid of [...this.#adopted]) if (!this.#seen.has(uid)) this.#drop(uid);
   }
 
-  #drop(uid: string, reason: string): void {
+  /** Of a pod that is gone, and was captured by an agent before this one. */
+  #drop(uid: string): void {
     if (!this.#adopted.has(uid)) return;
     try {
       this.#options.capture.release(uid);
       this.#adopted.delete(uid);
       void this.#options.proxies.del(uid);
-      this.#options.log.info({ event: 'adopted_pod_released', uid, reason }, 'a pod captured before is let go');
+      this.#options.log.info(
+        { event: 'adopted_pod_released', uid, reason: 'deleted' },
+        'a pod captured before is let go',
+      );
     } catch (error) {
       this.#options.log.error({ event: 'release_failed', uid, err: error }, 'a pod captured before cannot be let go');
     }

@@ -6,7 +6,6 @@ import { takeInventory } from '../../src/lab/leaks.ts';
 import { analyseCapture } from '../../src/lab/pcap.ts';
 import { sleep, waitFor } from '../../src/lab/wait.ts';
 import { WireRecording } from '../../src/lab/wire.ts';
-import { CONTROLLER_PORT } from '../../src/mesh/ports.ts';
 import { Cluster } from './lib/cluster.ts';
 import { TOOLS_IMAGE } from './lib/images.ts';
 import { captured, containerPid, installMesh, meshPod, podsOf } from './lib/mesh.ts';
@@ -94,12 +93,14 @@ describe('a new pod of a namespace in the mesh', () => {
     const report = analyseCapture(await wire.stop(), [MARKER]);
     for (const line of said) figure('first instruction of a pod', line);
     expect(report.markersFound).toEqual([]);
-    const clear = report.connections.filter(
-      ({ client, serverPort, protocol }) =>
-        // Proxy and agent of the node speak to the controller all the while, by connections older than the recording.
-        client.startsWith('10.244.1.') && serverPort !== CONTROLLER_PORT && protocol !== 'tls1.3',
+    // Theirs alone: proxies speak to the controller all the while, by connections older than the recording.
+    const firsts = (await podsOf(cluster, NS)).filter(({ metadata }) => metadata.name.startsWith('first-'));
+    expect(firsts).toHaveLength(10);
+    const own = report.connections.filter(({ client }) =>
+      firsts.some(({ status }) => client.startsWith(`${status.podIP}:`)),
     );
-    expect(clear.filter(({ payloadBytes }) => payloadBytes > 0)).toEqual([]);
+    expect(own.filter(({ protocol }) => protocol === 'tls1.3').length).toBeGreaterThanOrEqual(10);
+    expect(own.filter(({ protocol, payloadBytes }) => protocol !== 'tls1.3' && payloadBytes > 0)).toEqual([]);
     await cluster.kubectl(['delete', 'pods', '-n', NS, ...said.map((_, n) => `first-${n}`)]);
   }, 300_000);
 

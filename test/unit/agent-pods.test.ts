@@ -342,10 +342,21 @@ describe('a pod that was captured before', () => {
     expect(pods.workloads()[0]?.uid).toBe('p');
   });
 
-  it('is let go when it is not wanted any more', async () => {
+  it('is let go when it is not wanted any more, as one that this agent captured', async () => {
     pods.apply(objects([podObject()], team('none')), true);
+    await pass(499);
+    expect(steps()).toEqual([]);
+    await pass(1);
+    expect(steps()).toEqual(['drain p']);
+    await pass(2000);
+    expect(steps()).toEqual(['del p', 'release p']);
+    expect(state()).toEqual([['not enrolled', 'not labelled']]);
+  });
+
+  it('is let go at once when it has ended', async () => {
+    pods.apply(objects([podObject({ phase: 'Succeeded' })]), true);
     await pass(0);
-    expect(steps()).toEqual(['release p', 'del p']);
+    expect(steps()).toEqual(['del p', 'release p']);
   });
 
   it('is let go when it is in no manifest, but not while one cannot be read', async () => {
