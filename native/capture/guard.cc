@@ -12,6 +12,7 @@
 
 #include "error.h"
 #include "fd.h"
+#include "netlink.h"
 #include "pins.h"
 
 namespace ebbtide::capture {
@@ -102,10 +103,15 @@ void addFilter(int interface_index, int program_fd) {
   if ((error = bpf_tc_attach(&hook, &options))) throw CaptureError("attaching the guard by clsact", -error);
 }
 
-void removeFilter(int interface_index, const std::string& what) {
+// Returns 0, or -errno.
+int detachFilter(int interface_index) {
   bpf_tc_hook hook = ingressOf(interface_index);
   bpf_tc_opts options = filter();
-  if (int error = bpf_tc_detach(&hook, &options)) throw CaptureError("detaching " + what, -error);
+  return bpf_tc_detach(&hook, &options);
+}
+
+void removeFilter(int interface_index, const std::string& what) {
+  if (int error = detachFilter(interface_index)) throw CaptureError("detaching " + what, -error);
 }
 
 void attachClassic(const std::string& path, int interface_index, int program_fd) {
@@ -192,20 +198,14 @@ void updateGuards(const std::string& directory, int program_fd) {
 }
 
 unsigned removeStrayGuards() {
-  struct if_nameindex* interfaces = if_nameindex();
-  if (!interfaces) throw CaptureError("listing interfaces", errno);
   std::set<uint32_t> in_use = mapsInUse();
   unsigned removed = 0;
-  for (auto* each = interfaces; each->if_index; each++) {
-    int index = static_cast<int>(each->if_index);
-    std::vector<uint32_t> maps = mapsOf(classicProgram(index), "ebb_guard");
+  for (const TcFilter& each : ingressFilters()) {
+    if (each.priority != kPriority) continue;
+    std::vector<uint32_t> maps = mapsOf(each.program, "ebb_guard");
     bool used = std::any_of(maps.begin(), maps.end(), [&](uint32_t map) { return in_use.contains(map); });
-    if (maps.empty() || used) continue;
-    bpf_tc_hook hook = ingressOf(index);
-    bpf_tc_opts options = filter();
-    if (!bpf_tc_detach(&hook, &options)) removed++;
+    if (!maps.empty() && !used && !detachFilter(each.interface_index)) removed++;
   }
-  if_freenameindex(interfaces);
   return removed;
 }
 

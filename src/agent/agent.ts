@@ -281,8 +281,9 @@ export class Agent {
   }
 
   #look(): void {
-    if (!this.#closing) this.#rootFile?.look();
-    if (this.#active === undefined || this.#closing) return;
+    if (this.#closing) return;
+    this.#rootFile?.look();
+    if (this.#active === undefined) return;
     const pods = this.#progress.update(this.#active.outlooks());
     this.#redirections?.update(pods);
     this.#events?.update(pods);

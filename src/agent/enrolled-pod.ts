@@ -276,14 +276,7 @@ export class EnrolledPod implements ZdsWorkload {
 
   /** The pod gets its own network back, and the proxies go on with what they have open for a while. */
   #drain(): void {
-    this.#timer = undefined;
-    if (
-      !this.#toKernel(
-        () => this.#options.capture.drain(this.uid),
-        () => this.#drain(),
-      )
-    )
-      return;
+    if (!this.#toKernel('drain', () => this.#drain())) return;
     this.#captured = false;
     this.#timer = setTimeout(() => this.#letGo(), LAST_CONNECTIONS_MS);
   }
@@ -292,13 +285,7 @@ export class EnrolledPod implements ZdsWorkload {
   #letGo(): void {
     this.#timer = undefined;
     this.#tellGone();
-    if (
-      !this.#toKernel(
-        () => this.#options.capture.release(this.uid),
-        () => this.#letGo(),
-      )
-    )
-      return;
+    if (!this.#toKernel('release', () => this.#letGo())) return;
     this.#captured = false;
     this.#prepared = false;
     this.#closeNetns();
@@ -307,9 +294,9 @@ export class EnrolledPod implements ZdsWorkload {
   }
 
   /** @returns whether the kernel did it; if not, it is asked again later */
-  #toKernel(step: () => void, again: () => void): boolean {
+  #toKernel(step: 'drain' | 'release', again: () => void): boolean {
     try {
-      step();
+      this.#options.capture[step](this.uid);
       return true;
     } catch (error) {
       const delay = this.#backoff.next();

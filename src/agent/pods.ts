@@ -324,7 +324,6 @@ export class Pods {
 
   /** Of a pod that is gone, and was captured by an agent before this one. */
   #drop(uid: string): void {
-    if (!this.#adopted.has(uid)) return;
     try {
       this.#options.capture.release(uid);
       this.#adopted.delete(uid);

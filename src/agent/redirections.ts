@@ -6,6 +6,7 @@ import { type Api, ApiError } from '../mesh/api/index.js';
 import { Backoff } from '../mesh/backoff.js';
 import { REDIRECTION_ANNOTATION, REDIRECTION_ENABLED, REDIRECTION_PENDING } from '../mesh/labels.js';
 import type { Logger } from '../mesh/log.js';
+import { annotatePod } from './pod-annotation.js';
 import type { PodProgress } from './progress.js';
 
 /** A pod that is so far along is not called pending unless it takes longer, in milliseconds: one request fewer for most. */
@@ -112,13 +113,7 @@ export class Redirections {
     entry.busy = true;
     this.#inFlight++;
     try {
-      // With its uid, so that a pod of the same name which came after this one is not meant.
-      const body = { metadata: { uid, annotations: { [REDIRECTION_ANNOTATION]: value ?? null } } };
-      await this.#api.request('PATCH', `/api/v1/namespaces/${namespace}/pods/${name}/status`, {
-        body,
-        contentType: 'application/merge-patch+json',
-        timeoutMs: 10_000,
-      });
+      await annotatePod(this.#api, { namespace, name, uid }, REDIRECTION_ANNOTATION, value ?? null);
       entry.written = { value, before, atMs: this.#now() };
       this.counters.written++;
       entry.backoff.reset();

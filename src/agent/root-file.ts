@@ -8,6 +8,7 @@ import { existsSync } from 'node:fs';
 import { type Api, ApiError } from '../mesh/api/index.js';
 import type { Logger } from '../mesh/log.js';
 import type { OwnPod } from './daemonset.js';
+import { annotatePod } from './pod-annotation.js';
 
 /** Annotation of the agent's own pod: since when it waits for the file. Taken off when the file is there. */
 export const AWAITED_ANNOTATION = 'ebbtide.dev/root-cert-awaited';
@@ -63,14 +64,7 @@ export class RootFile {
     const { api, log, path, pod } = this.#options;
     this.#busy = true;
     try {
-      const body = {
-        metadata: { ...(pod.uid === undefined ? {} : { uid: pod.uid }), annotations: { [AWAITED_ANNOTATION]: value } },
-      };
-      await api.request('PATCH', `/api/v1/namespaces/${pod.namespace}/pods/${pod.name}/status`, {
-        body,
-        contentType: 'application/merge-patch+json',
-        timeoutMs: 10_000,
-      });
+      await annotatePod(api, pod, AWAITED_ANNOTATION, value);
       if (value === null) log.info({ event: 'root_there', path }, 'the root certificates of the mesh are there');
       else if (this.#asked === 1)
         log.info(

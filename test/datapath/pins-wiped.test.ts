@@ -31,11 +31,8 @@ const wipe = (): string => run('find', node.pins, '-depth', '-delete');
 
 /** Name of the pin of a guard that is no link. */
 const isClassic = (pin: string): boolean => pin.includes('guardtc-');
-/** Where the pod's guard is. */
-const hostSide = (): string => `${lab.bridge.slice(0, -'br'.length)}a`;
 
-const uninstall = (): string =>
-  run(process.execPath, 'dist/main.js', 'uninstall', '--bpffs', node.bpffs, '--host-root', lab.directory);
+const uninstall = (): string => run(...node.uninstallCommand());
 
 async function captured(agent: AgentProcess): Promise<AgentProcess> {
   await eventually(() => expect(agent.said('started')).toBe(true));
@@ -143,7 +140,8 @@ describe.each(['auto', 'clsact'])('with guard %s', (guard) => {
     expect(goesOut()).toBe(false);
     await eventually(() => expect(agent.said('programs_reattached')).toBe(true));
     detach('links/ebb_connect4');
-    for (const each of own) isClassic(each) ? run('tc', 'filter', 'del', 'dev', hostSide(), 'ingress') : detach(each);
+    for (const each of own)
+      isClassic(each) ? run('tc', 'filter', 'del', 'dev', lab.hostSide('a'), 'ingress') : detach(each);
     expect(goesOut()).toBe(true);
     const status = (await readStatus(`${node.socket}.status`)).pods[0];
     expect(status?.capture).toMatchObject({ outbound: false, inbound: false });

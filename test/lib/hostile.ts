@@ -2,9 +2,9 @@
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Lab, must, type Pod, waitFor } from '../../src/lab/index.ts';
+import { buildPeerCommand } from '../datapath/capture/build-peer.ts';
 import { Peer } from '../datapath/capture/lab.ts';
 
-const SOURCE = fileURLToPath(new URL('../datapath/capture/peer.c', import.meta.url));
 const RAW = fileURLToPath(new URL('programs/raw.py', import.meta.url));
 
 /** Port from which hand-made packets come. */
@@ -13,7 +13,7 @@ export const RAW_PORT = 40001;
 /** Builds the program that connects and serves in every way; @returns its path. */
 export async function buildPeer(lab: Lab): Promise<string> {
   const program = join(lab.ground.directory, 'peer');
-  await must(['gcc', '-O1', '-Wall', '-D_GNU_SOURCE', '-o', program, SOURCE]);
+  await must(buildPeerCommand(program));
   return program;
 }
 

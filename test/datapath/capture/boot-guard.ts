@@ -110,7 +110,13 @@ export class BootNode {
       child.kill('SIGKILL');
       await gone;
     }
-    spawnSync(process.execPath, [EBBTIDE, 'uninstall', '--bpffs', this.bpffs, '--host-root', this.#lab.directory]);
+    const [program, ...argv] = this.uninstallCommand();
+    spawnSync(program, argv);
+  }
+
+  /** Takes what this node's agents left out of the kernel. */
+  uninstallCommand(): [string, ...string[]] {
+    return [process.execPath, EBBTIDE, 'uninstall', '--bpffs', this.bpffs, '--host-root', this.#lab.directory];
   }
 }
 

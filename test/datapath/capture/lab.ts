@@ -9,8 +9,8 @@ import type { Capture, CapturePod, HoldOptions } from '../../../src/agent/captur
 import { openCapture } from '../../../src/agent/native-capture.ts';
 import { closeFd, openNetns } from '../../../src/agent/netns.ts';
 import { patient } from '../../../src/lab/wait.ts';
+import { buildPeerCommand } from './build-peer.ts';
 
-const SOURCE = new URL('peer.c', import.meta.url).pathname;
 /** The peer, compiled beforehand, where compiling it for each lab would take too long; empty: it is compiled. */
 const COMPILED = process.env.EBBTIDE_TEST_PEER ?? '';
 export const OUTSIDE = { ip4: '10.231.0.9', ip6: 'fd31::9' };
@@ -132,7 +132,7 @@ export class CaptureLab {
     this.#prefix = `ebA${process.pid}`;
     this.bridge = `${this.#prefix}br`;
     try {
-      if (COMPILED === '') run('gcc', '-O1', '-Wall', '-D_GNU_SOURCE', '-o', this.peer, SOURCE);
+      if (COMPILED === '') run(...buildPeerCommand(this.peer));
       run('ip', 'link', 'add', this.bridge, 'type', 'bridge');
       run('ip', 'link', 'set', this.bridge, 'up');
       this.addNamespace('out', OUTSIDE.ip4, OUTSIDE.ip6);
@@ -142,10 +142,15 @@ export class CaptureLab {
     }
   }
 
+  /** The other end of a namespace's eth0, where a pod's guard is. */
+  hostSide(name: string): string {
+    return `${this.#prefix}${name}`;
+  }
+
   /** A namespace with eth0 whose other end is on the bridge. */
   addNamespace(name: string, ip4: string, ip6: string): string {
     const netns = `ebA-${process.pid}-${name}`;
-    const host = `${this.#prefix}${name}`;
+    const host = this.hostSide(name);
     this.#namespaces.push(netns);
     run('ip', 'netns', 'add', netns);
     run('ip', 'link', 'add', host, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', netns);
@@ -254,7 +259,7 @@ export class CaptureLab {
   #removeGround(): void {
     for (const netns of this.#namespaces) {
       // At once, where a namespace may live on for a moment.
-      spawnSync('ip', ['link', 'delete', `${this.#prefix}${netns.split('-').at(-1)}`]);
+      spawnSync('ip', ['link', 'delete', this.hostSide(netns.split('-').at(-1) ?? '')]);
       spawnSync('ip', ['netns', 'delete', netns]);
     }
     spawnSync('ip', ['link', 'delete', this.bridge]);

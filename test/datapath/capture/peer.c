@@ -487,8 +487,8 @@ static int run_raw(char** argv) {
   return 0;
 }
 
-// sniff PORT MILLISECONDS: counts TCP packets for the port that arrive in this namespace.
-// sniff PORT MILLISECONDS [COUNT]: how many packets to the port there are in that time, or until so many.
+// sniff PORT MILLISECONDS [COUNT]: counts TCP packets for the port that arrive in this namespace in that
+// time, or until there are so many.
 static int run_sniff(int port, int milliseconds, int enough) {
   int fd = socket(AF_PACKET, SOCK_DGRAM, htons(ETH_P_IP)), seen = 0;
   struct timespec start, now;

@@ -17,6 +17,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { must, run } from '../../../src/lab/exec.ts';
+import { buildPeerCommand } from '../../datapath/capture/build-peer.ts';
 import { packageClosure, packageFiles } from './debian.ts';
 import { CHECKOUT, cacheDirectory, makePlace, removePlace } from './place.ts';
 
@@ -183,16 +184,7 @@ export function checkoutImage(file: string): Promise<void> {
       cwd: CHECKOUT,
     });
     // A guest has the machine's libraries, and its compiler would take a quarter of a minute.
-    const compile = [
-      'gcc',
-      '-O1',
-      '-Wall',
-      '-D_GNU_SOURCE',
-      '-o',
-      join(directory, PEER),
-      'test/datapath/capture/peer.c',
-    ];
-    await must(compile, { cwd: CHECKOUT });
+    await must(buildPeerCommand(join(directory, PEER)));
   });
 }
 
