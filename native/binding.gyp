@@ -7,7 +7,9 @@
     'include_dirs': ["<!@(node -p \"require('node-addon-api').include\")"],
     'defines': ['NAPI_VERSION=9', 'NAPI_CPP_EXCEPTIONS', 'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS', '_GNU_SOURCE'],
     'cflags!': ['-O3', '-Wno-unused-parameter'],
-    'cflags': ['-O2', '-g', '-fvisibility=hidden', '-fstack-protector-strong', '-Wall', '-Wextra', '-Werror'],
+    'cflags': ['-O2', '-g', '-fvisibility=hidden', '-fstack-protector-strong', '-Wall', '-Wextra', '-Werror',
+               # The same bytes (the build id is made of debugging sections, too) wherever the checkout is.
+               '-ffile-prefix-map=<!(cd .. && pwd -P)=.'],
     'cflags_cc!': ['-std=gnu++17', '-std=gnu++20', '-fno-exceptions', '-fno-rtti'],
     'cflags_cc': ['-std=c++20', '-fvisibility-inlines-hidden'],
     'configurations': {

@@ -1,5 +1,5 @@
 /** The image that is built without a container engine: it has all that its program needs, and the same input gives the same bytes. */
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { chmodSync, copyFileSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -60,6 +60,13 @@ it('is the same when it is built again', () => {
   build('two.tar');
   expect(digest(join(directory, 'two.tar'))).toBe(digest(join(directory, 'one.tar')));
 }, 120_000);
+
+it('names no place of the machine that it was built on, by which its bytes would be others on another', () => {
+  const checkout = join(DAEMONSET, '..');
+  const found = spawnSync('grep', ['-rlF', checkout, join(root, 'opt/ebbtide/native'), join(root, 'opt/ebbtide/dist')]);
+  expect(found.stdout.toString()).toBe('');
+  expect(found.status).toBe(1);
+});
 
 it('runs its program in nothing but its own files', () => {
   expect(inImage(MAIN, '--help')).toContain('A service mesh without sidecars');
