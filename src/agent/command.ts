@@ -21,7 +21,10 @@ export function agentCommand(): Command {
       log.info({ event: 'stopping', signal: await stopped }, 'stopping');
       await agent.close();
     } catch (error) {
-      log.fatal({ event: 'failed', err: error }, `the agent cannot run: ${(error as Error).message}`);
+      const { message } = error as Error;
+      const { apparmorHint } = await import('./apparmor.js');
+      const why = [message, apparmorHint(message)].filter((each) => each !== '').join('; ');
+      log.fatal({ event: 'failed', err: error }, `the agent cannot run: ${why}`);
       process.exitCode = 1;
     }
   });

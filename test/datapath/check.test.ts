@@ -112,7 +112,16 @@ async function started(argv: readonly string[], said: RegExp): Promise<ChildProc
 
 it('0: this machine can run it; nothing is left in the kernel', async () => {
   const checked = await check();
-  const required = ['CAPABILITIES', 'CGROUP_ROOT', 'BPFFS', 'BPF_MAPS', 'BPF_MEMORY', 'SK_STORAGE', 'NETNS_COOKIE'];
+  const required = [
+    'CAPABILITIES',
+    'APPARMOR',
+    'CGROUP_ROOT',
+    'BPFFS',
+    'BPF_MAPS',
+    'BPF_MEMORY',
+    'SK_STORAGE',
+    'NETNS_COOKIE',
+  ];
   required.push(
     'CAPTURE_PROGRAMS',
     'CGROUP_LINKS',

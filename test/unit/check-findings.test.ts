@@ -5,7 +5,13 @@ import type { Trial } from '../../src/agent/capture-check.ts';
 import { listeningInodes } from '../../src/agent/proc.ts';
 import { featureFindings } from '../../src/cli/check/features.ts';
 import { CODES, type Code, type Finding } from '../../src/cli/check/finding.ts';
-import { capabilityFinding, cgroupFinding, descriptorFinding, settingFindings } from '../../src/cli/check/machine.ts';
+import {
+  apparmorFinding,
+  capabilityFinding,
+  cgroupFinding,
+  descriptorFinding,
+  settingFindings,
+} from '../../src/cli/check/machine.ts';
 import { neighbourFindings, type Surroundings } from '../../src/cli/check/neighbours.ts';
 import { isOurs } from '../../src/cli/check/ports.ts';
 import {
@@ -46,6 +52,28 @@ const of = (findings: readonly Finding[], code: Code): Finding => {
   expect(found, code).toHaveLength(1);
   return found[0] as Finding;
 };
+
+describe('AppArmor', () => {
+  const refused: Trial = { name: 'pin:map', errno: 13, message: 'pinning at /b: Permission denied', log: '' };
+  const [pinned] = worked('pin:map');
+
+  it('is a warning where a profile is enforced and pinning was not seen to work, with what to do', () => {
+    for (const trial of [refused, undefined]) {
+      expect(apparmorFinding(trial, 'runtime-default')).toMatchObject({
+        code: 'APPARMOR',
+        result: 'warning',
+        seen: expect.stringContaining('runtime-default'),
+        hint: expect.stringContaining('Unconfined'),
+      });
+    }
+    expect(apparmorFinding(refused, 'runtime-default').seen).toContain('pinning at /b');
+  });
+
+  it('is ok where no profile is enforced, or one that lets the agent pin', () => {
+    expect(apparmorFinding(refused, undefined)).toMatchObject({ result: 'ok', hint: '' });
+    expect(apparmorFinding(pinned, 'of-our-own')).toMatchObject({ result: 'ok', hint: '' });
+  });
+});
 
 describe('features', () => {
   it('are all ok where all was done, each with its code', () => {

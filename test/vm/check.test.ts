@@ -7,6 +7,7 @@ import { chosenKernel, type Guest, startGuest } from './lib/index.ts';
 const REQUIRED = [
   ...[
     'CAPABILITIES',
+    'APPARMOR',
     'CGROUP_ROOT',
     'BPFFS',
     'BPF_MAPS',

@@ -20,7 +20,7 @@ function reasonOf({ message, log }: Trial): string {
 /** What to do about a refusal, by its errno. */
 function hintOf({ errno }: Trial): string {
   if (errno === EPERM) {
-    return 'the kernel refused this process: see CAPABILITIES, a seccomp or AppArmor profile, lockdown (cat /sys/kernel/security/lockdown)';
+    return 'the kernel refused this process: see CAPABILITIES, APPARMOR, a seccomp profile, lockdown (cat /sys/kernel/security/lockdown)';
   }
   if (errno === ENOMEM) return 'more memory is needed: see the memory limit of the container or machine';
   return 'this kernel lacks it; Linux 5.15 is the oldest that has all, if it is configured as distributions do';

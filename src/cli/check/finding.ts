@@ -9,6 +9,7 @@ export type Result = 'ok' | 'warning' | 'failed' | 'not tried';
 export const CODES = {
   KERNEL_RELEASE: { about: 'release of the kernel; nothing is decided by it', worst: 'ok' },
   CAPABILITIES: { about: 'capabilities of this process', worst: 'failed' },
+  APPARMOR: { about: 'an AppArmor profile that is enforced on this process', worst: 'warning' },
   CGROUP_ROOT: { about: 'root of cgroup2, on hosts of v2 and hybrid ones', worst: 'failed' },
   BPFFS: { about: 'a bpffs in which something can be pinned', worst: 'failed' },
   BPF_MAPS: { about: "each of capture's maps can be made", worst: 'failed' },

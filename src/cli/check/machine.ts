@@ -1,6 +1,7 @@
 /** Findings about this process and the machine under it: rights, mounts, limits, settings. */
 import { existsSync, readFileSync } from 'node:fs';
 import { arch, release } from 'node:os';
+import { apparmorHint, enforcedProfile } from '../../agent/apparmor.js';
 import type { Trial } from '../../agent/capture-check.js';
 import { CAPABILITIES, checkCgroup, findCgroupRoot, isOnBpffs, missingCapabilities } from '../../agent/machine.js';
 import { type Finding, failed, notTried, ok, warning } from './finding.js';
@@ -23,6 +24,18 @@ export function capabilityFinding(status = readFileSync('/proc/self/status', 'ut
   return missing.some(({ needed }) => needed)
     ? failed('CAPABILITIES', `this process lacks ${list}`, hint)
     : warning('CAPABILITIES', `this process lacks ${list}`, hint);
+}
+
+/**
+ * Whether a profile of AppArmor may refuse what the agent does. What it does refuse is told where that is tried.
+ * @param pinned trial of pinning, where there is a bpffs
+ */
+export function apparmorFinding(pinned: Trial | undefined, profile = enforcedProfile()): Finding {
+  if (profile === undefined) return ok('APPARMOR', 'no profile is enforced on this process');
+  const seen = `profile ${profile} is enforced on this process`;
+  if (pinned?.errno === 0) return ok('APPARMOR', `${seen}, and lets it pin`);
+  const hint = apparmorHint('permission denied', profile);
+  return warning('APPARMOR', pinned === undefined ? seen : `${seen}, which cannot pin: ${pinned.message}`, hint);
 }
 
 /**
@@ -57,7 +70,7 @@ export function bpffsFinding(path: string, trial: Trial | undefined): Finding {
     );
   }
   if (trial === undefined) return notTried('BPFFS', `${path} is a bpffs; nothing was pinned`);
-  if (trial.errno !== 0) return failed('BPFFS', trial.message, `make ${path} writable for this process`);
+  if (trial.errno !== 0) return failed('BPFFS', trial.message, `make ${path} writable for this process (see APPARMOR)`);
   return ok('BPFFS', `${path}, pinned and unpinned`);
 }
 

@@ -10,6 +10,7 @@ import { clusterFindings } from './cluster.js';
 import { featureFindings } from './features.js';
 import { type Code, type Finding, inOrder, notTried } from './finding.js';
 import {
+  apparmorFinding,
   bpffsFinding,
   btfFinding,
   capabilityFinding,
@@ -34,6 +35,7 @@ export async function findAll(options: CheckOptions, env: NodeJS.ProcessEnv = pr
   const findings: Finding[] = [
     kernelFinding(),
     capabilityFinding(),
+    apparmorFinding(pinned),
     cgroup.finding,
     bpffsFinding(bpffs, pinned),
     ...featureFindings(trials),
