@@ -1,6 +1,6 @@
 /** A small node, one processor and 512 MB, with the kernel of a guest: the whole mesh runs on it, and leaves nothing. */
-import { readFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { readmeExample } from './lib/example.ts';
 import { chosenKernel, type Guest, startGuest } from './lib/index.ts';
 
 /** Everything that a mesh, or a lab for it, could leave behind; one thing a line. */
@@ -23,14 +23,6 @@ for process in /proc/[0-9]*; do
 done | grep -v -e INVENTORY -e ' bash -c' -e '^process /init' -e '^process $'
 true # INVENTORY`;
 
-/** The worked example of the README, with pauses for a guest that runs in software. */
-function example(): string {
-  const readme = readFileSync(new URL('../../README.md', import.meta.url), 'utf8');
-  const script = /## By hand[\s\S]*?```sh\n([\s\S]*?)```/.exec(readme)?.[1];
-  if (script === undefined) throw new Error('the README has no example by hand');
-  return `set -e\n${script.replaceAll(/^sleep 1$/gm, 'sleep 8')}`;
-}
-
 describe('a node with one processor and 512 MB', () => {
   let guest: Guest;
   beforeAll(async () => {
@@ -40,7 +32,7 @@ describe('a node with one processor and 512 MB', () => {
 
   it('has room for controller, agent and proxy: mutual TLS, a denial, and nothing is left when they have gone', async () => {
     const before = await guest.must(INVENTORY);
-    const { code, stdout, stderr } = await guest.run(example(), { timeoutMs: 280_000 });
+    const { code, stdout, stderr } = await guest.run(readmeExample(), { timeoutMs: 280_000 });
     const logs = async () => (await guest.run('tail -n 5 /tmp/ebbtide-hand/*.log')).stdout;
     const said = `${stdout}\n${stderr}\n${code === 0 ? '' : await logs()}\n${guest.console.slice(-3000)}`;
     expect(code, said).toBe(0);

@@ -16,4 +16,4 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
 fi
 if [ "${1:-}" = --look ]; then exit 0; fi
 install_packages qemu-system-x86_64 qemu-system-x86 e2fsprogs kmod xz-utils gcc libc6-dev iptables nftables iproute2 \
-  util-linux procps psmisc python3 systemd
+  util-linux procps psmisc python3 systemd apparmor containerd runc

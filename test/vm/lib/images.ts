@@ -28,6 +28,7 @@ const PACKAGES = [
   ...['iproute2', 'iptables', 'nftables', 'tcpdump', 'curl', 'openssl', 'iperf3', 'haproxy'],
   ...['nginx-light', 'redis-server', 'redis-tools', 'openssh-server', 'openssh-client'],
   ...['bpftool', 'libbpf1', 'libstdc++6', 'gcc', 'libc6-dev', 'systemd'],
+  ...['apparmor', 'containerd', 'runc'],
 ] as const;
 const UNWANTED = /^\/usr\/(share\/(doc|man|info|locale|lintian|i18n|bug|icons|zoneinfo)|games)\//;
 /** Of the machine itself, not of a package. */

@@ -44,7 +44,17 @@ interface Report {
 const LONG = ['pair-reboot', 'capture', 'pods', 'crashes', 'pair-links', 'systemd', 'pair-clock', 'load'];
 
 /** Take minutes and hardly depend on the kernel: run on the first that is asked for. */
-const ON_ONE_KERNEL = ['crashes', 'guests', 'load', 'pair-clock', 'pair-ip6', 'pair-links', 'pair-reboot', 'systemd'];
+const ON_ONE_KERNEL = [
+  'apparmor',
+  'crashes',
+  'guests',
+  'load',
+  'pair-clock',
+  'pair-ip6',
+  'pair-links',
+  'pair-reboot',
+  'systemd',
+];
 
 /** Those of the kernels on which a group is run. */
 export function kernelsFor<K>(group: string, kernels: readonly K[]): readonly K[] {
