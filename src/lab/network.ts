@@ -1,4 +1,5 @@
 /** Addresses and links of a lab: two nodes joined by a wire, a control network beside it, routed pods on each node. */
+import { basename } from 'node:path';
 import { must } from './exec.js';
 import type { Ground } from './ground.js';
 
@@ -73,7 +74,7 @@ export async function makeNodes(ground: Ground): Promise<void> {
 }
 
 /** Lines of `ip -batch` that link a pod to its node, by where and in which order they run. */
-export interface PodLink {
+interface PodLink {
   readonly onNode: readonly string[];
   readonly inPod: readonly string[];
   readonly routes: readonly string[];
@@ -83,7 +84,7 @@ export interface PodLink {
  * How the nth pod of all is linked: eth0, routed by its node (both directions pass the node, as with Calico).
  * @param netns name of the pod's network namespace, as the node knows it
  */
-export function podLink(netns: string, node: number, n: number): PodLink {
+function podLink(netns: string, node: number, n: number): PodLink {
   const { v4, v6 } = podAddresses(node, n);
   const host = `pod${n}`;
   return {
@@ -108,15 +109,36 @@ export function podLink(netns: string, node: number, n: number): PodLink {
   };
 }
 
+/**
+ * Script of sh, run where the node's network is: a pod's network namespace, linked to its node. One process of it, since those
+ * of a guest in software are slow to start.
+ * @param path of the namespace, which `ip netns` makes
+ * @param wants whether a line of a link is to be there; default all
+ */
+export function podScript(
+  path: string,
+  node: number,
+  n: number,
+  wants: (line: string) => boolean = () => true,
+): string {
+  const netns = basename(path);
+  const link = podLink(netns, node, n);
+  const text = (lines: readonly string[]): string => `<<'LINES'\n${lines.filter(wants).join('\n')}\nLINES`;
+  return [
+    'set -e',
+    `ip netns add ${netns}`,
+    // Settings first: they are those of interfaces that are made after them.
+    `nsenter --net=${path} sh -c '${networkSysctls(false)}'`,
+    `ip -batch - ${text(link.onNode)}`,
+    `ip -n ${netns} -batch - ${text(link.inPod)}`,
+    `ip -batch - ${text(link.routes)}`,
+  ].join('\n');
+}
+
 /** A pod's network namespace. */
 export async function makePod(ground: Ground, name: string, node: number, n: number): Promise<void> {
-  const netns = ground.netnsName(name);
-  const link = podLink(netns, node, n);
-  await must(['ip', 'netns', 'add', netns]);
-  await must(['nsenter', `--net=${ground.netnsPath(name)}`, 'sh', '-c', networkSysctls(false)]);
-  await batch(ground.netnsPath(`node${node}`), link.onNode);
-  await batch(ground.netnsPath(name), link.inPod);
-  await batch(ground.netnsPath(`node${node}`), link.routes);
+  const script = podScript(ground.netnsPath(name), node, n);
+  await must(['nsenter', `--net=${ground.netnsPath(`node${node}`)}`, 'sh', '-c', script]);
 }
 
 /**

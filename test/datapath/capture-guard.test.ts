@@ -27,7 +27,7 @@ for (const classicGuard of [false, true]) {
 
     /** @param expected ends the wait where that many came */
     async function seen(method: string, expected: number): Promise<number> {
-      const window = `${500 + patient(250)}`;
+      const window = `${700 + patient(50)}`;
       const sniffer = await lab.startOutside('sniff', '4242', window, ...(expected > 0 ? [`${expected}`] : []));
       const result = pod.run('raw', method, '10.231.0.2', OUTSIDE.ip4, '4242', 'eth0', mac());
       expect(result.sent).toBe(3);

@@ -23,6 +23,11 @@ export function run(...argv: string[]): string {
   return execFileSync(command as string, rest, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
 }
 
+/** Lines for one `ip`, where a process for each would take most of a lab's time in a guest. */
+function ipBatch(lines: readonly string[], ...options: string[]): void {
+  execFileSync('ip', [...options, '-batch', '-'], { input: `${lines.join('\n')}\n`, stdio: ['pipe', 'pipe', 'pipe'] });
+}
+
 /** Mount point of cgroup2. */
 export function cgroupRoot(): string {
   const line = readFileSync('/proc/self/mountinfo', 'utf8')
@@ -133,8 +138,7 @@ export class CaptureLab {
     this.bridge = `${this.#prefix}br`;
     try {
       if (COMPILED === '') run(...buildPeerCommand(this.peer));
-      run('ip', 'link', 'add', this.bridge, 'type', 'bridge');
-      run('ip', 'link', 'set', this.bridge, 'up');
+      ipBatch([`link add ${this.bridge} type bridge`, `link set ${this.bridge} up`]);
       this.addNamespace('out', OUTSIDE.ip4, OUTSIDE.ip6);
     } catch (error) {
       this.#removeGround();
@@ -152,13 +156,15 @@ export class CaptureLab {
     const netns = `ebA-${process.pid}-${name}`;
     const host = this.hostSide(name);
     this.#namespaces.push(netns);
-    run('ip', 'netns', 'add', netns);
-    run('ip', 'link', 'add', host, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', netns);
-    run('ip', 'link', 'set', host, 'master', this.bridge, 'up');
-    run('ip', '-n', netns, 'link', 'set', 'lo', 'up');
-    run('ip', '-n', netns, 'link', 'set', 'eth0', 'up');
-    run('ip', '-n', netns, 'address', 'add', `${ip4}/24`, 'dev', 'eth0');
-    run('ip', '-n', netns, 'address', 'add', `${ip6}/64`, 'dev', 'eth0', 'nodad');
+    ipBatch([
+      `netns add ${netns}`,
+      `link add ${host} type veth peer name eth0 netns ${netns}`,
+      `link set ${host} master ${this.bridge} up`,
+    ]);
+    ipBatch(
+      ['link set lo up', 'link set eth0 up', `address add ${ip4}/24 dev eth0`, `address add ${ip6}/64 dev eth0 nodad`],
+      ...['-n', netns],
+    );
     return netns;
   }
 
@@ -212,8 +218,7 @@ export class CaptureLab {
 
   /** Makes the test's own namespace a host on the bridge, as a node is to its pods. */
   addNodeAddresses(): void {
-    run('ip', 'address', 'add', `${NODE.ip4}/24`, 'dev', this.bridge);
-    run('ip', 'address', 'add', `${NODE.ip6}/64`, 'dev', this.bridge, 'nodad');
+    ipBatch([`address add ${NODE.ip4}/24 dev ${this.bridge}`, `address add ${NODE.ip6}/64 dev ${this.bridge} nodad`]);
   }
 
   /** A stand-in for the kubelet, in the test's own namespace; trusted by nobody yet. */
@@ -232,14 +237,10 @@ export class CaptureLab {
   /** The stand-in's listeners in a pod, trusted by the agent that has prepared the pod. */
   async startProxy(capture: Capture, pod: LabPod, workers = 2, any = '::'): Promise<Peer> {
     // Stopped before its first instruction, so that it is trusted before it binds.
-    const gate = join(this.directory, `gate-${Math.random().toString(36).slice(2)}`);
-    run('mkfifo', gate);
-    const script = 'read -r _ < "$1"; shift; exec "$@"';
-    const proxy = this.keep(
-      new Peer(['sh', '-c', script, 'sh', gate, this.peer, 'proxy', pod.path, `${workers}`, any]),
-    );
+    const script = 'read -r _; exec "$@"';
+    const proxy = this.keep(new Peer(['sh', '-c', script, 'sh', this.peer, 'proxy', pod.path, `${workers}`, any]));
     capture.trustProxy(proxy.process.pid as number);
-    run('sh', '-c', `echo go > ${gate}`);
+    proxy.process.stdin?.write('go\n');
     await proxy.next((line) => 'ready' in line);
     return proxy;
   }
@@ -257,12 +258,12 @@ export class CaptureLab {
 
   /** Also what was only half made. */
   #removeGround(): void {
-    for (const netns of this.#namespaces) {
-      // At once, where a namespace may live on for a moment.
-      spawnSync('ip', ['link', 'delete', this.hostSide(netns.split('-').at(-1) ?? '')]);
-      spawnSync('ip', ['netns', 'delete', netns]);
-    }
-    spawnSync('ip', ['link', 'delete', this.bridge]);
+    // Links first: a namespace, and what is in it, may live on for a moment.
+    const lines = this.#namespaces.flatMap((netns) => [
+      `link delete ${this.hostSide(netns.split('-').at(-1) ?? '')}`,
+      `netns delete ${netns}`,
+    ]);
+    spawnSync('ip', ['-force', '-batch', '-'], { input: [...lines, `link delete ${this.bridge}\n`].join('\n') });
     for (const mount of this.#mounts) if (existsSync(mount)) spawnSync('umount', [mount]);
     rmSync(this.directory, { recursive: true, force: true });
   }

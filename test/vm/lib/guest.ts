@@ -334,7 +334,10 @@ function commandLine(options: GuestOptions): string {
     ...['console=ttyS0', 'loglevel=4', 'panic=0', 'mitigations=off', 'net.ifnames=0', 'random.trust_cpu=on'],
     `ebb.hostname=${options.hostname ?? 'guest'}`,
     ...(options.clock === undefined ? [] : [`ebb.clock=${options.clock}`]),
-    ...(options.systemd === true ? ['ebb.init=/lib/systemd/systemd', 'systemd.show_status=no'] : []),
+    // A login on the console would wait a minute and a half for a device that no udev announces.
+    ...(options.systemd === true
+      ? ['ebb.init=/lib/systemd/systemd', 'systemd.show_status=no', 'systemd.getty_auto=no']
+      : []),
     ...(options.cmdline === undefined ? [] : [options.cmdline]),
   ].join(' ');
 }

@@ -11,7 +11,7 @@ import {
   networkSysctls,
   nodeAddresses,
   podAddresses,
-  podLink,
+  podScript,
   wireEnd,
 } from '../../../src/lab/network.ts';
 import { type Place, placed } from '../../../src/lab/process.ts';
@@ -119,20 +119,8 @@ export class VmNode {
 
   /** Makes cgroup and network namespace of a pod and links it, as a kubelet and a CNI plugin would. */
   async makePod({ place, n }: VmPod): Promise<void> {
-    const link = podLink(posix.basename(place.netns), this.number, n);
-    const batch = (lines: readonly string[], inside: boolean): string =>
-      `${inside ? `nsenter --net=${place.netns} ` : ''}ip -batch - <<'LINES'\n${lines.filter((line) => this.#wants(line)).join('\n')}\nLINES`;
-    await this.guest.must(
-      [
-        'set -e',
-        `mkdir -p ${place.cgroup}`,
-        `ip netns add ${posix.basename(place.netns)}`,
-        `nsenter --net=${place.netns} sh -c ${quote(networkSysctls(false))}`,
-        batch(link.onNode, false),
-        batch(link.inPod, true),
-        batch(link.routes, false),
-      ].join('\n'),
-    );
+    const script = podScript(place.netns, this.number, n, (line) => this.#wants(line));
+    await this.guest.must(`mkdir -p ${place.cgroup}\n${script}`);
   }
 
   /** Writes an object into the node's folder; it appears whole or not at all. */
