@@ -329,7 +329,7 @@ Napi::Value removeAllPins(const Napi::CallbackInfo& info) {
 // In the network namespace of this process.
 Napi::Value removeGuardStrays(const Napi::CallbackInfo& info) {
   return guarded(info.Env(),
-                 [&]() -> Napi::Value { return Napi::Number::New(info.Env(), removeStrayGuards()); });
+                 [&]() -> Napi::Value { return Napi::Number::New(info.Env(), removeStrayGuards(nullptr)); });
 }
 
 }  // namespace

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <set>
 #include <vector>
 
 #include "error.h"
@@ -27,6 +26,7 @@ constexpr const char* kClassicPrefix = "guardtc-";
 constexpr uint32_t kHandle = 1;
 constexpr uint32_t kPriority = 0xebb;
 constexpr uint32_t kMaxMaps = 64;
+constexpr const char* kProgram = "ebb_guard";
 
 int indexOf(const std::string& name) {
   return std::stoi(name.substr(name.find('-') + 1));
@@ -37,6 +37,13 @@ uint32_t programId(int program_fd) {
   unsigned size = sizeof(info);
   if (bpf_obj_get_info_by_fd(program_fd, &info, &size))
     throw CaptureError("asking the id of a BPF program", errno);
+  return info.id;
+}
+
+uint32_t mapId(int map_fd) {
+  bpf_map_info info{};
+  unsigned size = sizeof(info);
+  if (bpf_obj_get_info_by_fd(map_fd, &info, &size)) throw CaptureError("asking the id of a BPF map", errno);
   return info.id;
 }
 
@@ -85,11 +92,16 @@ std::vector<uint32_t> mapsOf(uint32_t program_id, const char* name) {
   return maps;
 }
 
+// Whether programs of these maps are of one capture.
+bool share(const std::vector<uint32_t>& a, const std::vector<uint32_t>& b) {
+  return std::find_first_of(a.begin(), a.end(), b.begin(), b.end()) != a.end();
+}
+
 // Maps of every capture on this kernel.
-std::set<uint32_t> mapsInUse() {
-  std::set<uint32_t> maps;
+std::vector<uint32_t> mapsInUse() {
+  std::vector<uint32_t> maps;
   for (uint32_t id = 0; !bpf_prog_get_next_id(id, &id);)
-    for (uint32_t map : mapsOf(id, "ebb_connect4")) maps.insert(map);
+    for (uint32_t map : mapsOf(id, "ebb_connect4")) maps.push_back(map);
   return maps;
 }
 
@@ -114,10 +126,12 @@ void removeFilter(int interface_index, const std::string& what) {
   if (int error = detachFilter(interface_index)) throw CaptureError("detaching " + what, -error);
 }
 
+// Pinned first: an agent that is killed in between leaves a pin without a filter, which nobody minds, and not
+// a filter that nobody knows of.
 void attachClassic(const std::string& path, int interface_index, int program_fd) {
-  addFilter(interface_index, program_fd);
   unpin(path);
   pin(program_fd, path);
+  addFilter(interface_index, program_fd);
 }
 
 }  // namespace
@@ -131,7 +145,10 @@ bool isClassicGuardPin(const std::string& name) {
 }
 
 bool isClassicGuardAttached(const std::string& name, int program_fd) {
-  return classicProgram(indexOf(name)) == programId(program_fd);
+  uint32_t attached = classicProgram(indexOf(name)), pinned = programId(program_fd);
+  if (!attached || attached == pinned) return attached;
+  // Of the same capture, whose agent was killed when it had put another program into one of the two.
+  return share(mapsOf(attached, kProgram), mapsOf(pinned, kProgram));
 }
 
 void attachGuard(const std::string& directory, int interface_index, int program_fd, GuardKind kind) {
@@ -197,14 +214,22 @@ void updateGuards(const std::string& directory, int program_fd) {
   }
 }
 
-unsigned removeStrayGuards() {
-  std::set<uint32_t> in_use = mapsInUse();
+void addPinnedGuards(const std::string& directory, PinnedGuards& pinned) {
+  for (const std::string& name : listDirectory(directory))
+    if (isClassicGuardPin(name)) pinned.interfaces.insert(indexOf(name));
+}
+
+unsigned removeStrayGuards(const PinnedGuards* own) {
+  std::vector<uint32_t> in_use = mapsInUse(), own_maps;
+  if (own) own_maps.push_back(mapId(own->map_fd));
   unsigned removed = 0;
   for (const TcFilter& each : ingressFilters()) {
     if (each.priority != kPriority) continue;
-    std::vector<uint32_t> maps = mapsOf(each.program, "ebb_guard");
-    bool used = std::any_of(maps.begin(), maps.end(), [&](uint32_t map) { return in_use.contains(map); });
-    if (!maps.empty() && !used && !detachFilter(each.interface_index)) removed++;
+    std::vector<uint32_t> maps = mapsOf(each.program, kProgram);
+    if (maps.empty()) continue;
+    bool wanted =
+        share(maps, own_maps) ? own->interfaces.contains(each.interface_index) : share(maps, in_use);
+    if (!wanted && !detachFilter(each.interface_index)) removed++;
   }
   return removed;
 }

@@ -2,6 +2,7 @@
 // clsact.
 #pragma once
 
+#include <set>
 #include <string>
 
 namespace ebbtide::capture {
@@ -17,14 +18,25 @@ void removeGuards(const std::string& directory);
 unsigned countGuards(const std::string& directory);
 // Puts another program into all guards pinned in the directory.
 void updateGuards(const std::string& directory, int program_fd);
+// The classic guards of a capture.
+struct PinnedGuards {
+  // A map that all of them use.
+  int map_fd;
+  std::set<int> interfaces;
+};
+
+// Adds those that are pinned in the directory.
+void addPinnedGuards(const std::string& directory, PinnedGuards& pinned);
 // Takes down filters of guards in the caller's network namespace that are of no capture any more: nothing
 // rewrites connects by their maps, so they would stop their pods' TCP for as long as the interface lives.
-// A tcx link ends with its pin. Returns how many there were.
-unsigned removeStrayGuards();
+// Of the caller's own capture, if it has one, those that are pinned nowhere: an agent was killed between two
+// steps. A tcx link ends with its pin. Returns how many there were.
+unsigned removeStrayGuards(const PinnedGuards* own);
 
 bool isGuardPin(const std::string& name);
 bool isClassicGuardPin(const std::string& name);
-// Whether the program that is pinned under this name still is a filter of its interface.
+// Whether the program that is pinned under this name, or another of its capture, is a filter of its
+// interface.
 bool isClassicGuardAttached(const std::string& name, int program_fd);
 // Takes the tc filter down that the pinned program belongs to; the pin itself stays.
 void removeClassicGuard(const std::string& path, const std::string& name);

@@ -96,8 +96,12 @@ Repair NodeCapture::repair() {
 }
 
 unsigned NodeCapture::removeStrays() const {
+  // All guards ask it whether their pod is captured.
+  Fd map = openPin(map_directory_ + "/ebb_pods");
+  PinnedGuards own{map.get(), {}};
+  for (const auto& [uid, pod] : pods_) addPinnedGuards(podDirectory(uid), own);
   unsigned removed = 0;
-  onNode([&] { removed = removeStrayGuards(); });
+  onNode([&] { removed = removeStrayGuards(map ? &own : nullptr); });
   return removed;
 }
 

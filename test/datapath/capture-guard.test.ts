@@ -1,5 +1,7 @@
 /** The guard on the host side of the veth: packets that no captured or published socket made do not leave the pod. */
 
+import { readdirSync, renameSync, unlinkSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { Capture } from '../../src/agent/capture.ts';
 import { patient } from '../../src/lab/wait.ts';
@@ -71,3 +73,53 @@ for (const classicGuard of [false, true]) {
     });
   });
 }
+
+describe('the guard by clsact whose agent was killed between two steps', () => {
+  let lab: CaptureLab;
+  let pod: LabPod;
+
+  beforeEach(() => {
+    lab = new CaptureLab();
+    pod = lab.addPod('a', '10.231.0.2', 'fd31::2');
+  });
+  afterEach(async () => await lab?.remove());
+
+  const open = (): Capture => lab.open('agent', { classicGuard: true });
+  const filters = (): string => run('tc', 'filter', 'show', 'dev', lab.hostSide('a'), 'ingress');
+  const pins = (): string => `${lab.pinDirectory('agent')}/v2/pods/${pod.pod.uid}`;
+  const guardPin = (): string => join(pins(), readdirSync(pins()).find((name) => name.startsWith('guardtc-')) ?? '');
+
+  function killedAgent(): void {
+    const capture = open();
+    capture.prepare(pod.pod);
+    capture.activate(pod.pod);
+    capture.close({ remove: false });
+    expect(filters()).toContain('ebb_guard');
+  }
+
+  it('ends with its pod where its pin is that of the program before', () => {
+    killedAgent();
+    const [pin, before] = [guardPin(), join(pins(), 'before')];
+    run('bpftool', 'prog', 'pin', 'pinned', pin, before);
+    const next = open();
+    renameSync(before, pin);
+    next.release(pod.pod.uid);
+    expect(filters()).toBe('');
+  });
+
+  it('is taken away where it has no pin, once the pods that are wanted have theirs', () => {
+    killedAgent();
+    unlinkSync(guardPin());
+    const wanted = open();
+    wanted.activate(pod.pod);
+    expect(wanted.removeStrays()).toBe(0);
+    expect(filters()).toContain('ebb_guard');
+    unlinkSync(guardPin());
+    wanted.close({ remove: false });
+    const unwanted = open();
+    unwanted.release(pod.pod.uid);
+    expect(filters()).toContain('ebb_guard');
+    expect(unwanted.removeStrays()).toBe(1);
+    expect(filters()).toBe('');
+  });
+});

@@ -49,19 +49,19 @@ describe('an agent killed at any moment', () => {
     first.prepare(pod.pod);
     const proxy = await lab.startProxy(first, pod, 1);
     first.close({ remove: false });
-    const options = JSON.stringify({ cgroup: cgroupRoot(), pinDirectory: lab.pinDirectory('agent') });
-    const script = `
+    const options = { cgroup: cgroupRoot(), pinDirectory: lab.pinDirectory('agent') };
+    const script = (classicGuard: boolean) => `
       const { Capture, openNetns } = require(${JSON.stringify(ADDON)});
       const pods = [[${JSON.stringify(pod.path)}, ${JSON.stringify(pod.pod)}], [${JSON.stringify(doomed.path)}, ${JSON.stringify(doomed.pod)}]]
         .map(([path, pod]) => ({ ...pod, netnsFd: openNetns(path) }));
       process.stdout.write('begun');
-      const capture = new Capture(${options});
+      const capture = new Capture(${JSON.stringify({ ...options, classicGuard })});
       for (;;) {
         for (const pod of pods) capture.activate(pod);
         for (const pod of pods) capture.release(pod.uid);
       }`;
     for (let round = 0; round < ROUNDS; round++) {
-      const killed = spawn(process.execPath, ['-e', script], { stdio: ['ignore', 'pipe', 'inherit'] });
+      const killed = spawn(process.execPath, ['-e', script(round % 2 === 1)], { stdio: ['ignore', 'pipe', 'inherit'] });
       child = killed;
       const gone = new Promise((resolve) => killed.once('exit', resolve));
       await new Promise((resolve) => killed.stdout?.once('data', resolve));
@@ -74,6 +74,8 @@ describe('an agent killed at any moment', () => {
       next.release('uid-b');
       next.activate(pod.pod);
       expect(next.status()).toMatchObject([{ uid: 'uid-a', outbound: true, inbound: true, guard: 'attached' }]);
+      next.removeStrays();
+      expect(run('tc', 'filter', 'show', 'dev', lab.hostSide('b'), 'ingress')).toBe('');
       expect(pod.connect(OUTSIDE.ip4, 80).answer).toBe(`proxy outbound ${OUTSIDE.ip4}:80`);
       expect(lab.runOutside('connect', '10.231.0.2', '80').answer).toMatch(/^proxy plaintext /);
       expect(cookies('ebb_pods')).toBe(1);
