@@ -59,7 +59,8 @@ install_packages() {
   fi
   export DEBIAN_FRONTEND=noninteractive
   long "apt-get update" apt-get -q update
-  long "apt-get install" apt-get -q install -y --no-install-recommends "${absent[@]}"
+  # What would have to go for it is somebody's: apt says what that is, and installs nothing.
+  long "apt-get install" apt-get -q install -y --no-install-recommends --no-remove "${absent[@]}"
   rm -f "$guard"
   trap - EXIT
 }

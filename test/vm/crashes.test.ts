@@ -4,4 +4,6 @@
  */
 import { runInGuest } from './lib/suite.ts';
 
-runInGuest('crashes', ['boot-guard', 'pins-wiped'], 'killed again and again|its pins are removed|with guard auto');
+runInGuest('crashes', ['boot-guard', 'pins-wiped'], {
+  only: 'killed again and again|its pins are removed|with guard auto',
+});

@@ -49,18 +49,22 @@ export function guestEnvironment(guest: Guest): Record<string, string> {
   };
 }
 
-/**
- * Declares a test for each file of test/datapath, all run in one guest, by one vitest.
- * @param only pattern of names: of the files' tests those alone
- */
-export function runInGuest(title: string, files: readonly string[], only?: string): void {
+export interface InGuestOptions {
+  /** Pattern of names: of the files' tests those alone. */
+  readonly only?: string;
+  /** Processors; default 2. In software a second one makes all work a third slower: to be had where races are looked for. */
+  readonly cpus?: number;
+}
+
+/** Declares a test for each file of test/datapath, all run in one guest, by one vitest. */
+export function runInGuest(title: string, files: readonly string[], { only, cpus = 2 }: InGuestOptions = {}): void {
   describe(title, { timeout: RUN_TIMEOUT_MS }, () => {
     let guest: Guest | undefined;
     let report: Report | undefined;
     let said = '';
 
     beforeAll(async () => {
-      guest = await startGuest({ kernel: chosenKernel(), memoryMb: 3072 });
+      guest = await startGuest({ kernel: chosenKernel(), memoryMb: 3072, cpus });
       const paths = files.map((each) => `test/datapath/${each}.test.ts`);
       const reporters = ['--reporter=default', '--reporter=json', '--outputFile.json=/run/report.json'];
       // One process for all files: to start another takes ten seconds of software.
