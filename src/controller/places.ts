@@ -3,24 +3,23 @@ import { keyOf, namespaceOf, type Pod, serviceAccountOf } from './objects.js';
 import type { PodChanges } from './resources.js';
 import { isTerminal } from './workloads.js';
 
-/** One node and service account; all its pods share it. */
-interface Place {
-  readonly key: string;
-  pods: number;
-}
-
 export class Places {
-  readonly #places = new Map<string, Place>();
-  readonly #byPod = new Map<string, Place>();
+  /** Pods that have not ended, by `namespace/name`. */
+  readonly #pods = new Map<string, Pod>();
+  /** By node: how many pods each service account has there, by `namespace/name`. */
+  readonly #nodes = new Map<string, Map<string, number>>();
+  /** Each service account's name once, although it is on many nodes. */
+  readonly #accounts = new Map<string, string>();
 
   has(node: string, namespace: string, serviceAccount: string): boolean {
-    return this.#places.has(placeKey(node, namespace, serviceAccount));
+    return this.#nodes.get(node)?.has(`${namespace}/${serviceAccount}`) === true;
   }
 
   /** Begins anew with these pods. */
   replace(pods: readonly Pod[]): void {
-    this.#places.clear();
-    this.#byPod.clear();
+    this.#pods.clear();
+    this.#nodes.clear();
+    this.#accounts.clear();
     for (const pod of pods) this.#set(keyOf(pod), pod);
   }
 
@@ -29,26 +28,25 @@ export class Places {
   }
 
   #set(key: string, pod: Pod | undefined): void {
-    const node = pod?.spec?.nodeName;
-    const after =
-      pod === undefined || node === undefined || node === '' || isTerminal(pod)
-        ? undefined
-        : placeKey(node, namespaceOf(pod), serviceAccountOf(pod));
-    const before = this.#byPod.get(key);
-    if (before?.key === after) return;
-    if (before !== undefined) {
-      before.pods--;
-      if (before.pods === 0) this.#places.delete(before.key);
-      this.#byPod.delete(key);
-    }
-    if (after !== undefined) {
-      const place = this.#places.get(after) ?? { key: after, pods: 0 };
-      this.#places.set(after, place);
-      place.pods++;
-      this.#byPod.set(key, place);
+    const before = this.#pods.get(key);
+    if (before !== undefined) this.#count(before, -1);
+    if (pod === undefined || isTerminal(pod) || !pod.spec?.nodeName) this.#pods.delete(key);
+    else {
+      this.#pods.set(key, pod);
+      this.#count(pod, 1);
     }
   }
-}
 
-const placeKey = (node: string, namespace: string, serviceAccount: string): string =>
-  `${node}/${namespace}/${serviceAccount}`;
+  #count(pod: Pod, by: number): void {
+    const node = pod.spec?.nodeName ?? '';
+    const accounts = this.#nodes.get(node) ?? new Map<string, number>();
+    this.#nodes.set(node, accounts);
+    const name = `${namespaceOf(pod)}/${serviceAccountOf(pod)}`;
+    const account = this.#accounts.get(name) ?? name;
+    this.#accounts.set(account, account);
+    const pods = (accounts.get(account) ?? 0) + by;
+    if (pods > 0) accounts.set(account, pods);
+    else accounts.delete(account);
+    if (accounts.size === 0) this.#nodes.delete(node);
+  }
+}

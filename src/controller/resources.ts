@@ -36,7 +36,7 @@ import {
 } from './service-entries.js';
 import { appProtocolOf, type ConvertedService, convertService, portsForPod, serviceKey } from './services.js';
 import { type Delta, makeResource, type Resource } from './store.js';
-import { convertPod } from './workloads.js';
+import { convertPod, podUid } from './workloads.js';
 import type { Snapshot } from './xds.js';
 
 const { Address } = istio.workload;
@@ -95,8 +95,6 @@ export class ResourceBuilder {
   readonly #authorizations = new WeakMap<object, Resource>();
   readonly #entries = new WeakMap<ServiceEntry, ConvertedEntry>();
   #surroundings: Surroundings | undefined;
-  /** Of every pod that has one, by `namespace/name` of the pod. */
-  #podResources = new Map<string, Resource>();
 
   constructor(options: BuilderOptions) {
     this.#options = options;
@@ -128,7 +126,6 @@ export class ResourceBuilder {
     const surroundings = { index, entries, selecting, peers, nodes, namespaces };
     this.#addEntryWorkloads(objects, surroundings, addresses, problems);
     this.#surroundings = surroundings;
-    if (dirty === undefined) this.#podResources = new Map();
     for (const pod of objects.pods) {
       const before = dirty === undefined ? undefined : this.#pods.get(pod);
       if (before !== undefined && !isDirty(pod, dirty)) {
@@ -136,18 +133,14 @@ export class ResourceBuilder {
         continue;
       }
       const resource = this.#podResource(pod, surroundings);
-      if (resource === undefined) {
-        if (dirty !== undefined) this.#podResources.delete(keyOf(pod));
-        continue;
-      }
-      this.#podResources.set(keyOf(pod), resource);
-      addresses.set(resource.name, resource);
+      if (resource !== undefined) addresses.set(resource.name, resource);
     }
     return { addresses, authorizations, problems };
   }
 
   /**
-   * What follows from changes of pods alone, since the last {@link build} and further changes after it.
+   * What follows from changes of pods alone, since the last {@link build} and further changes after it; also what is as
+   * it was, and removals of what was not there.
    * @throws Error where nothing was built yet
    */
   update(pods: PodChanges): Delta {
@@ -156,15 +149,9 @@ export class ResourceBuilder {
     const upserts: Resource[] = [];
     const removals: string[] = [];
     for (const [key, pod] of pods) {
-      const before = this.#podResources.get(key);
-      const after = pod === undefined ? undefined : this.#podResource(pod, surroundings);
-      if (after === undefined) {
-        if (before !== undefined) removals.push(before.name);
-        this.#podResources.delete(key);
-      } else if (after !== before) {
-        upserts.push(after);
-        this.#podResources.set(key, after);
-      }
+      const resource = pod === undefined ? undefined : this.#podResource(pod, surroundings);
+      if (resource === undefined) removals.push(podUid(this.#options.clusterId, key));
+      else upserts.push(resource);
     }
     return { upserts, removals };
   }
@@ -203,7 +190,8 @@ export class ResourceBuilder {
         ...memberships.flatMap(({ service }) => this.#aliasesOf(service)),
         ...chosen.flatMap((entry) => this.#entryAliases(entry)),
       ]);
-    this.#pods.set(pod, { inputs, resource });
+    // Exactly as long as it is: arrays grow by more than what is pushed.
+    this.#pods.set(pod, { inputs: inputs.slice(), resource });
     return resource;
   }
 

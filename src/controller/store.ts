@@ -22,27 +22,53 @@ const NOTHING: Delta = { upserts: [], removals: [] };
 
 /** Makes a resource, its version being the hash of its encoded content. */
 export function makeResource(name: string, value: Uint8Array, aliases: readonly string[] = []): Resource {
-  const hash = createHash('sha256').update(value);
-  return { name, version: hash.digest('base64url').slice(0, 16), value: keep(value), aliases };
+  const hash = createHash('sha256').update(value).digest();
+  // Not the beginning of a longer text: V8 would keep that, too.
+  const version = hash.toString('base64url', 0, VERSION_BYTES);
+  return new SlabResource(name, version, aliases.slice(), value);
 }
 
+const VERSION_BYTES = 12;
 const SLAB_BYTES = 16_384;
 let slab = new Uint8Array(0);
 let used = 0;
 
 /**
- * A copy beside others of its kind. The encoder's own memory is shared with what lives for a moment only, which would keep
- * three times as much as is of use; memory of its own for each of 50,000 resources would cost more than its content.
+ * A resource whose content lies beside others of its kind. The encoder's own memory is shared with what lives for a moment
+ * only, which would keep three times as much as is of use; memory or a view of its own for each of 50,000 resources would
+ * cost as much again as its content.
  */
-function keep(value: Uint8Array): Uint8Array {
-  if (value.length > SLAB_BYTES / 4) return Uint8Array.from(value);
-  if (used + value.length > slab.length) {
-    slab = new Uint8Array(SLAB_BYTES);
-    used = 0;
+class SlabResource implements Resource {
+  readonly name: string;
+  readonly version: string;
+  readonly aliases: readonly string[];
+  readonly #slab: Uint8Array;
+  readonly #offset: number;
+  readonly #length: number;
+
+  constructor(name: string, version: string, aliases: readonly string[], value: Uint8Array) {
+    this.name = name;
+    this.version = version;
+    this.aliases = aliases;
+    if (value.length > SLAB_BYTES / 4) {
+      this.#slab = Uint8Array.from(value);
+      this.#offset = 0;
+    } else {
+      if (used + value.length > slab.length) {
+        slab = new Uint8Array(SLAB_BYTES);
+        used = 0;
+      }
+      slab.set(value, used);
+      this.#slab = slab;
+      this.#offset = used;
+      used += value.length;
+    }
+    this.#length = value.length;
   }
-  slab.set(value, used);
-  used += value.length;
-  return slab.subarray(used - value.length, used);
+
+  get value(): Uint8Array {
+    return this.#slab.subarray(this.#offset, this.#offset + this.#length);
+  }
 }
 
 interface Change {

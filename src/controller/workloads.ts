@@ -2,7 +2,7 @@
 import { REDIRECTION_ANNOTATION, REDIRECTION_ENABLED } from '../mesh/labels.js';
 import { istio } from '../mesh/proto/generated.js';
 import { formatIp, parseIp } from './ip.js';
-import { type Metadata, type Node, namespaceOf, type Pod, serviceAccountOf } from './objects.js';
+import { flat, keyOf, type Metadata, type Node, namespaceOf, type Pod, serviceAccountOf } from './objects.js';
 
 /** Label on Pod: a value that contains `http` says that the pod itself speaks HBONE. */
 export const TUNNEL_LABEL = 'networking.istio.io/tunnel';
@@ -32,9 +32,9 @@ export interface ConvertedWorkload {
   readonly aliases: readonly string[];
 }
 
-/** `<cluster>//Pod/<namespace>/<name>`: the group of Pod is empty. */
-export function podUid(clusterId: string, pod: Pod): string {
-  return `${clusterId}//Pod/${namespaceOf(pod)}/${pod.metadata.name}`;
+/** `<cluster>//Pod/<namespace>/<name>`: the group of Pod is empty. @param key `namespace/name` */
+export function podUid(clusterId: string, key: string): string {
+  return flat(clusterId, '//Pod/', key);
 }
 
 /** Addresses of a pod; undefined where it has none, or one that is no address: it cannot be reached then. */
@@ -60,7 +60,7 @@ export function convertPod(pod: Pod, context: WorkloadContext): ConvertedWorkloa
   if (isTerminal(pod)) return undefined;
   const addresses = addressesOf(pod);
   if (addresses === undefined) return undefined;
-  const uid = podUid(context.clusterId, pod);
+  const uid = podUid(context.clusterId, keyOf(pod));
   const hostNetwork = pod.spec?.hostNetwork === true;
   const workloadName = workloadNameOf(pod.metadata);
   const labels = pod.metadata.labels ?? {};
@@ -92,7 +92,7 @@ export function convertPod(pod: Pod, context: WorkloadContext): ConvertedWorkloa
   if (speaksTunnel(pod)) workload.nativeTunnel = true;
   const locality = localityOf(context.node);
   if (locality !== undefined) workload.locality = locality;
-  return { uid, workload, aliases: hostNetwork ? [] : addresses.map((address) => `/${formatIp(address)}`) };
+  return { uid, workload, aliases: hostNetwork ? [] : addresses.map((address) => flat('/', formatIp(address))) };
 }
 
 function hasTunnel(pod: Pod, enrolled: boolean): boolean {
