@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import { ADDRESS_TYPE, AUTHORIZATION_TYPE, type TypeUrl } from '../mesh/control-plane.js';
 import { envoy } from '../mesh/proto/generated.js';
-import type { Delta, ResourceStore } from './store.js';
+import type { Delta, Resource, ResourceStore } from './store.js';
 import { Subscription, SubscriptionError, type SubscriptionRequest } from './subscription.js';
 
 type Request = envoy.service.discovery.v3.DeltaDiscoveryRequest;
@@ -251,19 +251,42 @@ function encodeShared(type: TypeUrl, delta: Delta, whole: boolean): Uint8Array {
   return body;
 }
 
+/** Resources that are encoded at once. What the encoder needs for one is many times what it makes of it. */
+const BATCH = 200;
+/** More than what tags and lengths of a resource take. */
+const RESOURCE_OVERHEAD = 64;
+
 /** Encodes a response, with or without its nonce. */
 function encodeBody(type: TypeUrl, delta: Delta, aliased: boolean, nonce = ''): Uint8Array {
-  return DeltaDiscoveryResponse.encode({
-    typeUrl: type,
-    ...(nonce === '' ? {} : { nonce }),
-    resources: delta.upserts.map(({ name, version, value, aliases }) => ({
-      name,
-      version,
-      resource: { type_url: type, value },
-      aliases: aliased ? [...aliases] : [],
-    })),
-    removedResources: [...delta.removals],
-  }).finish();
+  const { upserts, removals } = delta;
+  const head = { typeUrl: type, ...(nonce === '' ? {} : { nonce }), removedResources: [...removals] };
+  const encode = (resources: readonly Resource[], fields: typeof head | object = {}): Uint8Array =>
+    DeltaDiscoveryResponse.encode({
+      ...fields,
+      resources: resources.map(({ name, version, value, aliases }) => ({
+        name,
+        version,
+        resource: { type_url: type, value },
+        aliases: aliased ? [...aliases] : [],
+      })),
+    }).finish();
+  if (upserts.length <= BATCH) return encode(upserts, head);
+  // A repeated field may come in pieces, here into one buffer, of which only what is written takes memory.
+  const first = encode([], head);
+  let size = first.length;
+  for (const { name, version, value, aliases } of upserts) {
+    size += RESOURCE_OVERHEAD + Buffer.byteLength(name) + version.length + type.length + value.length;
+    if (aliased) for (const alias of aliases) size += RESOURCE_OVERHEAD + Buffer.byteLength(alias);
+  }
+  const body = Buffer.allocUnsafeSlow(size);
+  body.set(first);
+  let used = first.length;
+  for (let index = 0; index < upserts.length; index += BATCH) {
+    const batch = encode(upserts.slice(index, index + BATCH));
+    body.set(batch, used);
+    used += batch.length;
+  }
+  return body.subarray(0, used);
 }
 
 /** Whether the client has answered everything that the store holds (held back removals aside). */
