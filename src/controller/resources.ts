@@ -75,6 +75,8 @@ interface Surroundings {
 
 /** What a pod's resource was made of; the same again gives the same resource. */
 interface Remembered {
+  readonly node: ClusterObjects['nodes'][number] | undefined;
+  /** What is not the pod's own: pods of one service share it. */
   readonly inputs: readonly unknown[];
   readonly resource: Resource | undefined;
 }
@@ -87,6 +89,7 @@ export class ResourceBuilder {
   readonly #options: BuilderOptions;
   readonly #trustDomain: string;
   readonly #pods = new WeakMap<Pod, Remembered>();
+  readonly #inputs = new WeakMap<Service, readonly unknown[]>();
   readonly #services = new WeakMap<
     Service,
     { inputs: readonly unknown[]; converted: ConvertedService | undefined; resource: Resource | undefined }
@@ -166,11 +169,11 @@ export class ResourceBuilder {
     const enrolled =
       pod.metadata.annotations?.[NETNS_ANNOTATION] !== undefined &&
       this.#options.belongsInMesh(pod, namespaces.get(namespaceOf(pod)));
-    const inputs: unknown[] = [node, enrolled, memberships.length];
+    const inputs: unknown[] = [enrolled, memberships.length];
     for (const { service, slice } of memberships) inputs.push(service, slice);
     inputs.push(...keys, ...chosen);
     const before = this.#pods.get(pod);
-    if (before !== undefined && sameInputs(before.inputs, inputs)) return before.resource;
+    if (before !== undefined && before.node === node && sameInputs(before.inputs, inputs)) return before.resource;
     const services = this.#portsOf(pod, memberships);
     for (const entry of chosen) {
       this.#join(entry, services, (name) => containerPort(pod, name));
@@ -190,9 +193,17 @@ export class ResourceBuilder {
         ...memberships.flatMap(({ service }) => this.#aliasesOf(service)),
         ...chosen.flatMap((entry) => this.#entryAliases(entry)),
       ]);
-    // Exactly as long as it is: arrays grow by more than what is pushed.
-    this.#pods.set(pod, { inputs: inputs.slice(), resource });
+    this.#pods.set(pod, { node, inputs: this.#shared(memberships[0]?.service, inputs), resource });
     return resource;
+  }
+
+  /** The inputs of the service's pod before where they are the same, as they mostly are; else a copy that does not grow. */
+  #shared(service: Service | undefined, inputs: readonly unknown[]): readonly unknown[] {
+    const last = service && this.#inputs.get(service);
+    if (last !== undefined && sameInputs(last, inputs)) return last;
+    const own = inputs.slice();
+    if (service !== undefined) this.#inputs.set(service, own);
+    return own;
   }
 
   #convertPolicy(object: AuthorizationPolicy): Conversion {

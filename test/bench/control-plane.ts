@@ -30,8 +30,8 @@ interface ClientReport {
 const HERE = import.meta.dirname;
 /** As the Deployment has them: a young generation that grows would be half of the controller's memory. */
 const NODE_FLAGS = ['--max-semi-space-size=4'];
-/** Also as there: what is large goes back to the system when it is freed, instead of splitting the one heap. */
-const MALLOC = { MALLOC_MMAP_THRESHOLD_: '131072', MALLOC_TRIM_THRESHOLD_: '131072', MALLOC_ARENA_MAX: '1' };
+/** Also as there: what is large goes back to the system when it is freed, or was never used, instead of splitting the one heap. */
+const MALLOC = { MALLOC_MMAP_THRESHOLD_: '65536', MALLOC_TRIM_THRESHOLD_: '131072', MALLOC_ARENA_MAX: '1' };
 const CLIENT_PROCESSES = 2;
 const START_MS = 300_000;
 const TICKS_PER_SECOND = 100;
