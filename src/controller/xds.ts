@@ -5,6 +5,7 @@ import type { Logger } from '../mesh/log.js';
 import type { envoy } from '../mesh/proto/generated.js';
 import { type Caller, Refusal } from './callers.js';
 import { bearerToken, grpcError } from './grpc.js';
+import { Collector } from './heap.js';
 import { type Delta, type Resource, ResourceStore } from './store.js';
 import { type Stores, Turns, XdsStream } from './stream.js';
 
@@ -40,11 +41,13 @@ export class XdsServer {
   readonly #authenticate: (token: string) => Caller | Promise<Caller>;
   readonly #stores: Stores = { [ADDRESS_TYPE]: new ResourceStore(), [AUTHORIZATION_TYPE]: new ResourceStore() };
   readonly #open = new Set<Open>();
+  readonly #collector = new Collector();
   readonly #turns = new Turns(
     () =>
       Math.max(FIRST_AT_ONCE, Math.floor(FIRST_BYTES / (RESOURCE_BYTES * this.#stores[ADDRESS_TYPE].resources.size))),
     () => {
       for (const store of Object.values(this.#stores)) store.forgetWhole();
+      this.#collector.later();
     },
   );
   #generation = 0;
