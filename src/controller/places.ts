@@ -3,12 +3,14 @@ import { keyOf, namespaceOf, type Pod, serviceAccountOf } from './objects.js';
 import type { PodChanges } from './resources.js';
 import { isTerminal } from './workloads.js';
 
+const MAX_ACCOUNTS = 20_000;
+
 export class Places {
   /** Pods that have not ended, by `namespace/name`. */
   readonly #pods = new Map<string, Pod>();
   /** By node: how many pods each service account has there, by `namespace/name`. */
   readonly #nodes = new Map<string, Map<string, number>>();
-  /** Each service account's name once, although it is on many nodes. */
+  /** Each service account's name once, although it is on many nodes; what is beyond the bound is simply not shared. */
   readonly #accounts = new Map<string, string>();
 
   has(node: string, namespace: string, serviceAccount: string): boolean {
@@ -43,7 +45,7 @@ export class Places {
     this.#nodes.set(node, accounts);
     const name = `${namespaceOf(pod)}/${serviceAccountOf(pod)}`;
     const account = this.#accounts.get(name) ?? name;
-    this.#accounts.set(account, account);
+    if (this.#accounts.size < MAX_ACCOUNTS) this.#accounts.set(account, account);
     const pods = (accounts.get(account) ?? 0) + by;
     if (pods > 0) accounts.set(account, pods);
     else accounts.delete(account);
