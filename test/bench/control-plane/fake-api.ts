@@ -18,6 +18,11 @@ let version = 1_000_000;
 /** When a pod was changed, in milliseconds since the epoch; it travels in a label. */
 const touched = new Map<number, number>();
 const watchers = new Map<string, Set<{ readonly response: ServerResponse; readonly fields: string }>>();
+/** What was told, by path: a watch that ended in silence begins again at the version that it knows. */
+const told = new Map<
+  string,
+  { readonly version: number; readonly line: string; readonly name: string | undefined }[]
+>();
 const stored = new Map<string, Map<string, Record<string, unknown>>>();
 
 const now = (): number => performance.timeOrigin + performance.now();
@@ -133,10 +138,14 @@ function send(response: ServerResponse, code: number, body: object): void {
 function tell(path: string, type: string, object: object): void {
   const line = `${JSON.stringify({ type, object })}\n`;
   const name = (object as { metadata?: { name?: string } }).metadata?.name;
-  for (const { response, fields } of watchers.get(path) ?? []) {
-    if (!fields.startsWith('metadata.name=') || fields === `metadata.name=${name}`) response.write(line);
-  }
+  const events = told.get(path) ?? [];
+  told.set(path, events);
+  events.push({ version, line, name });
+  for (const { response, fields } of watchers.get(path) ?? []) if (concerns(fields, name)) response.write(line);
 }
+
+const concerns = (fields: string, name: string | undefined): boolean =>
+  !fields.startsWith('metadata.name=') || fields === `metadata.name=${name}`;
 
 /** Objects that are written: Secrets, ConfigMaps, the Lease, policies. By the path of their kind, all namespaces together. */
 function kindOf(path: string): { readonly all: string; readonly key: string; readonly name: string } | undefined {
@@ -201,6 +210,10 @@ function list(url: URL, response: ServerResponse): void {
     set.add(watcher);
     response.writeHead(200, { 'Content-Type': 'application/json' });
     response.flushHeaders();
+    const from = Number(url.searchParams.get('resourceVersion') ?? version);
+    for (const event of told.get(url.pathname) ?? []) {
+      if (event.version > from && concerns(fields, event.name)) response.write(event.line);
+    }
     response.on('close', () => set.delete(watcher));
     return;
   }
