@@ -20,7 +20,7 @@ export class Hopeless extends Error {}
 export interface WaitOptions {
   /** Default 20 s; {@link patient} is applied to it. */
   readonly timeoutMs?: number;
-  /** Pause between two looks, default 50 ms. */
+  /** Pause between two looks, default 50 ms; at least as long as it took to look, which is time that the others do not have. */
   readonly intervalMs?: number;
   /** Added to the error: where to look next. */
   readonly hint?: () => string;
@@ -40,6 +40,7 @@ export async function waitFor<T>(
   const deadline = performance.now() + timeoutMs;
   let lastError = '';
   for (;;) {
+    const looked = performance.now();
     try {
       const answer = await condition();
       if (answer !== undefined && answer !== false) return answer;
@@ -53,6 +54,6 @@ export async function waitFor<T>(
       const hint = options.hint?.() ?? '';
       throw new Error(`waited ${timeoutMs} ms for ${what}${because}${hint === '' ? '' : `\n${hint}`}`);
     }
-    await sleep(options.intervalMs ?? 50);
+    await sleep(Math.max(options.intervalMs ?? 50, performance.now() - looked));
   }
 }
