@@ -9,6 +9,7 @@ import { findCgroupRoot } from '../../src/agent/machine.ts';
 import { openCapture } from '../../src/agent/native-capture.ts';
 import type { Finding } from '../../src/cli/check/finding.ts';
 import { EBBTIDE, run } from '../../src/lab/index.ts';
+import { OF_CAPTURE } from '../lib/check-codes.ts';
 import { bpfObjects } from './capture/lab.ts';
 
 const HERE = fileURLToPath(new URL('check/', import.meta.url));
@@ -112,26 +113,7 @@ async function started(argv: readonly string[], said: RegExp): Promise<ChildProc
 
 it('0: this machine can run it; nothing is left in the kernel', async () => {
   const checked = await check();
-  const required = [
-    'CAPABILITIES',
-    'APPARMOR',
-    'CGROUP_ROOT',
-    'BPFFS',
-    'BPF_MAPS',
-    'BPF_MEMORY',
-    'SK_STORAGE',
-    'NETNS_COOKIE',
-  ];
-  required.push(
-    'CAPTURE_PROGRAMS',
-    'CGROUP_LINKS',
-    'STEER_PROGRAM',
-    'SK_LOOKUP_LINK',
-    'GUARD_PROGRAM',
-    'PORTS',
-    'PINS',
-  );
-  for (const code of required) expect(checked.of(code)).toMatchObject({ result: 'ok' });
+  for (const code of OF_CAPTURE) expect(checked.of(code)).toMatchObject({ result: 'ok' });
   // What cannot be known here is not shown as well.
   for (const code of ['CONTROLLER', 'CLOCK_SKEW', 'KUBERNETES_API', 'NETWORK_POLICIES', 'CA_ROOT']) {
     expect(checked.of(code)).toMatchObject({ result: 'not tried' });
