@@ -32,18 +32,12 @@ int indexOf(const std::string& name) {
   return std::stoi(name.substr(name.find('-') + 1));
 }
 
-uint32_t programId(int program_fd) {
-  bpf_prog_info info{};
+// Of a program or a map, by what the kernel tells of it (bpf_prog_info, bpf_map_info).
+template <typename Info>
+uint32_t idOf(int fd) {
+  Info info{};
   unsigned size = sizeof(info);
-  if (bpf_obj_get_info_by_fd(program_fd, &info, &size))
-    throw CaptureError("asking the id of a BPF program", errno);
-  return info.id;
-}
-
-uint32_t mapId(int map_fd) {
-  bpf_map_info info{};
-  unsigned size = sizeof(info);
-  if (bpf_obj_get_info_by_fd(map_fd, &info, &size)) throw CaptureError("asking the id of a BPF map", errno);
+  if (bpf_obj_get_info_by_fd(fd, &info, &size)) throw CaptureError("asking the id of a BPF object", errno);
   return info.id;
 }
 
@@ -145,7 +139,7 @@ bool isClassicGuardPin(const std::string& name) {
 }
 
 bool isClassicGuardAttached(const std::string& name, int program_fd) {
-  uint32_t attached = classicProgram(indexOf(name)), pinned = programId(program_fd);
+  uint32_t attached = classicProgram(indexOf(name)), pinned = idOf<bpf_prog_info>(program_fd);
   if (!attached || attached == pinned) return attached;
   // Of the same capture, whose agent was killed when it had put another program into one of the two.
   return share(mapsOf(attached, kProgram), mapsOf(pinned, kProgram));
@@ -221,7 +215,7 @@ void addPinnedGuards(const std::string& directory, PinnedGuards& pinned) {
 
 unsigned removeStrayGuards(const PinnedGuards* own) {
   std::vector<uint32_t> in_use = mapsInUse(), own_maps;
-  if (own) own_maps.push_back(mapId(own->map_fd));
+  if (own) own_maps.push_back(idOf<bpf_map_info>(own->map_fd));
   unsigned removed = 0;
   for (const TcFilter& each : ingressFilters()) {
     if (each.priority != kPriority) continue;

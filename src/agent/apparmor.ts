@@ -25,7 +25,11 @@ export function enforcedProfile(read: (path: string) => string | undefined = rea
 
 /** Why AppArmor may be what refused, and what to do; "" where it is not, or what failed was no refusal. */
 export function apparmorHint(message: string, profile = enforcedProfile()): string {
-  if (profile === undefined || !/permission denied/i.test(message)) return '';
+  return profile !== undefined && /permission denied/i.test(message) ? profileHint(profile) : '';
+}
+
+/** What a profile that is enforced is likely to refuse, and what to do. */
+export function profileHint(profile: string): string {
   return (
     `AppArmor enforces profile ${profile} on this process, which is likely what refuses: container runtimes' default profile ` +
     'denies pinning below /sys/fs/bpf and looking into the processes of pods; run the agent unconfined ' +

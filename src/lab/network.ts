@@ -48,8 +48,7 @@ export function wireEnd(node: number, device: string): string[] {
 /** Two nodes and the control network. Nothing is made in the machine's own network namespace. */
 export async function makeNodes(ground: Ground): Promise<void> {
   for (const name of ['control', 'node1', 'node2']) {
-    await must(['ip', 'netns', 'add', ground.netnsName(name)]);
-    await must(['nsenter', `--net=${ground.netnsPath(name)}`, 'sh', '-c', networkSysctls(true)]);
+    await must(['sh', '-c', netnsScript(ground.netnsPath(name), true)]);
   }
   const control = ground.netnsName('control');
   await batch(ground.netnsPath('control'), [
@@ -73,18 +72,12 @@ export async function makeNodes(ground: Ground): Promise<void> {
   }
 }
 
-/** Lines of `ip -batch` that link a pod to its node, by where and in which order they run. */
-interface PodLink {
-  readonly onNode: readonly string[];
-  readonly inPod: readonly string[];
-  readonly routes: readonly string[];
-}
-
 /**
- * How the nth pod of all is linked: eth0, routed by its node (both directions pass the node, as with Calico).
+ * How the nth pod of all is linked: eth0, routed by its node (both directions pass the node, as with Calico). Lines of
+ * `ip -batch`, by where and in which order they run.
  * @param netns name of the pod's network namespace, as the node knows it
  */
-function podLink(netns: string, node: number, n: number): PodLink {
+function podLink(netns: string, node: number, n: number) {
   const { v4, v6 } = podAddresses(node, n);
   const host = `pod${n}`;
   return {
@@ -110,6 +103,14 @@ function podLink(netns: string, node: number, n: number): PodLink {
 }
 
 /**
+ * Script of sh, which ends at its first failure, that makes a network namespace. Settings come at once: they are those of
+ * interfaces that are made after them.
+ */
+function netnsScript(path: string, forwarding: boolean): string {
+  return `set -e\nip netns add ${basename(path)}\nnsenter --net=${path} sh -c '${networkSysctls(forwarding)}'`;
+}
+
+/**
  * Script of sh, run where the node's network is: a pod's network namespace, linked to its node. One process of it, since those
  * of a guest in software are slow to start.
  * @param path of the namespace, which `ip netns` makes
@@ -125,10 +126,7 @@ export function podScript(
   const link = podLink(netns, node, n);
   const text = (lines: readonly string[]): string => `<<'LINES'\n${lines.filter(wants).join('\n')}\nLINES`;
   return [
-    'set -e',
-    `ip netns add ${netns}`,
-    // Settings first: they are those of interfaces that are made after them.
-    `nsenter --net=${path} sh -c '${networkSysctls(false)}'`,
+    netnsScript(path, false),
     `ip -batch - ${text(link.onNode)}`,
     `ip -n ${netns} -batch - ${text(link.inPod)}`,
     `ip -batch - ${text(link.routes)}`,

@@ -180,7 +180,7 @@ it('while it is away a pod is un-labelled: let go by the next one; deleted: like
 });
 
 it('told to guard by clsact does so also where the kernel has tcx, and takes it away at the end', async () => {
-  const filters = (): string => run('tc', 'filter', 'show', 'dev', lab.hostSide('a'), 'ingress');
+  const filters = (): string => lab.guardFilters('a');
   const agent = await new Agent('--guard', 'clsact').started();
   await eventually(async () => expect(await statusOf()).toMatchObject({ capture: { guard: 'attached' } }));
   expect(filters()).toContain('ebb_guard');

@@ -85,7 +85,7 @@ describe('the guard by clsact whose agent was killed between two steps', () => {
   afterEach(async () => await lab?.remove());
 
   const open = (): Capture => lab.open('agent', { classicGuard: true });
-  const filters = (): string => run('tc', 'filter', 'show', 'dev', lab.hostSide('a'), 'ingress');
+  const filters = (): string => lab.guardFilters('a');
   const pins = (): string => `${lab.pinDirectory('agent')}/v2/pods/${pod.pod.uid}`;
   const guardPin = (): string => join(pins(), readdirSync(pins()).find((name) => name.startsWith('guardtc-')) ?? '');
 

@@ -75,7 +75,7 @@ describe('an agent killed at any moment', () => {
       next.activate(pod.pod);
       expect(next.status()).toMatchObject([{ uid: 'uid-a', outbound: true, inbound: true, guard: 'attached' }]);
       next.removeStrays();
-      expect(run('tc', 'filter', 'show', 'dev', lab.hostSide('b'), 'ingress')).toBe('');
+      expect(lab.guardFilters('b')).toBe('');
       expect(pod.connect(OUTSIDE.ip4, 80).answer).toBe(`proxy outbound ${OUTSIDE.ip4}:80`);
       expect(lab.runOutside('connect', '10.231.0.2', '80').answer).toMatch(/^proxy plaintext /);
       expect(cookies('ebb_pods')).toBe(1);

@@ -1,7 +1,7 @@
 /** Findings about this process and the machine under it: rights, mounts, limits, settings. */
 import { existsSync, readFileSync } from 'node:fs';
 import { arch, release } from 'node:os';
-import { apparmorHint, enforcedProfile } from '../../agent/apparmor.js';
+import { enforcedProfile, profileHint } from '../../agent/apparmor.js';
 import type { Trial } from '../../agent/capture-check.js';
 import { CAPABILITIES, checkCgroup, findCgroupRoot, isOnBpffs, missingCapabilities } from '../../agent/machine.js';
 import { type Finding, failed, notTried, ok, warning } from './finding.js';
@@ -34,8 +34,8 @@ export function apparmorFinding(pinned: Trial | undefined, profile = enforcedPro
   if (profile === undefined) return ok('APPARMOR', 'no profile is enforced on this process');
   const seen = `profile ${profile} is enforced on this process`;
   if (pinned?.errno === 0) return ok('APPARMOR', `${seen}, and lets it pin`);
-  const hint = apparmorHint('permission denied', profile);
-  return warning('APPARMOR', pinned === undefined ? seen : `${seen}, which cannot pin: ${pinned.message}`, hint);
+  const what = pinned === undefined ? seen : `${seen}, which cannot pin: ${pinned.message}`;
+  return warning('APPARMOR', what, profileHint(profile));
 }
 
 /**

@@ -151,6 +151,11 @@ export class CaptureLab {
     return `${this.#prefix}${name}`;
   }
 
+  /** The filters at the host side of a pod, where a guard by clsact is one. */
+  guardFilters(name: string): string {
+    return run('tc', 'filter', 'show', 'dev', this.hostSide(name), 'ingress');
+  }
+
   /** A namespace with eth0 whose other end is on the bridge. */
   addNamespace(name: string, ip4: string, ip6: string): string {
     const netns = `ebA-${process.pid}-${name}`;

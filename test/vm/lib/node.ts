@@ -120,7 +120,7 @@ export class VmNode {
   /** Makes cgroup and network namespace of a pod and links it, as a kubelet and a CNI plugin would. */
   async makePod({ place, n }: VmPod): Promise<void> {
     const script = podScript(place.netns, this.number, n, (line) => this.#wants(line));
-    await this.guest.must(`mkdir -p ${place.cgroup}\n${script}`);
+    await this.guest.must(`set -e\nmkdir -p ${place.cgroup}\n${script}`);
   }
 
   /** Writes an object into the node's folder; it appears whole or not at all. */
